@@ -1,0 +1,58 @@
+"""What a backend is: options, refusals collected before anything is built, and an executable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol
+
+import attrs
+from numpy.typing import NDArray
+
+from spir.errors import SpirError, raise_all
+from spir.ir import Module
+from spir.ir import kept as kept  # noqa: PLC0414 - backends need it
+from spir.types import Stored
+
+
+class Executable(Protocol):
+    """A module made ready to run; it holds no state between calls."""
+
+    def run(self, x: NDArray[Any], keep: str = "") -> dict[str, Stored]:
+        """Stored values by name: those that match ``keep`` (see `kept`), and the output.
+
+        Args:
+            x: ``[N, *shape]``, as the model receives it; the result does not depend on N.
+            keep: a pattern of names.
+
+        Returns:
+            Reals as float64 ``[N, *shape]``, integers as int64 ``[N, *shape]``, trains and currents as int64
+            ``[T, N, *shape]``.
+        """
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Roughly the peak memory that one sample takes, so that callers can cut batches."""
+
+
+@attrs.frozen
+class Backend:
+    """Options of one way to run modules; a subclass is one file of ``backends/``."""
+
+    name: ClassVar[str]
+
+    def refusals(self, module: Module) -> Iterator[SpirError]:
+        """Everything in the module that this backend does not run, each with its op, origin and way out."""
+        raise NotImplementedError(f"{type(self).__name__}.refusals")  # abstract: each backend defines it
+
+    def build(self, module: Module) -> Executable:
+        """The executable of a module without refusals."""
+        raise NotImplementedError(f"{type(self).__name__}.build")  # abstract: each backend defines it
+
+    def prepare(self, module: Module) -> Executable:
+        """Checks, then builds.
+
+        Raises:
+            SpirError[backend]: all refusals at once.
+        """
+        raise_all(self.refusals(module))
+        return self.build(module)

@@ -1,0 +1,1 @@
+"""The ops of the language, one file each: fields, infer, bounds, reference, corners."""

@@ -1,0 +1,215 @@
+"""What all linear ops share: they act frame by frame, so one map serves reals, integers, trains and currents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from spir.errors import error
+from spir.ir import Array, Op
+from spir.types import (
+    Current,
+    Int,
+    Interval,
+    Real,
+    Reals,
+    Scale,
+    Shape,
+    Spikes,
+    Stored,
+    Tensor,
+    check_register,
+    join,
+    same_scale,
+)
+
+EXACT_IN_FLOAT64 = 2**53
+Counts = NDArray[np.int64]
+
+
+@attrs.frozen
+class LinearMap(Op):
+    """A linear map of tensors that neither knows nor asks what its operands carry.
+
+    A subclass gives ``shape``, ``scale`` (default: one scale for all), ``bounds``, ``apply`` (the map on ``[N, ...]``
+    arrays) and ``synapses`` (the adjoint count of paths).
+    """
+
+    relabels: ClassVar[bool] = False
+    """Whether every result element is one operand element or 0, so that spikes stay spikes."""
+
+    def shape(self, *shapes: Shape) -> Shape:
+        """The result shape."""
+        raise NotImplementedError(f"{type(self).__name__}.shape")  # abstract: each linear op defines it
+
+    def scale(self, *types: Tensor) -> Scale:
+        """The scale of the result, for integer carriers."""
+        return same_scale(types)
+
+    def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
+        """The map on ``[N, *shape]`` arrays of one dtype; ``real`` says whether they are reals or carry integers."""
+        raise NotImplementedError(f"{type(self).__name__}.apply")  # abstract: each linear op defines it
+
+    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
+        """For each operand, how many synaptic paths leave every element, given those that leave the result."""
+        raise NotImplementedError(f"{type(self).__name__}.synapses")  # abstract: each linear op defines it
+
+    def check_real(self, *types: Tensor) -> None:
+        """Refuses what reals cannot do; a subclass with integer-only fields overrides it."""
+
+    def check_integer(self, *types: Tensor) -> None:
+        """Refuses what integer carriers cannot do; a subclass with a bias overrides it."""
+
+    def infer(self, *types: Tensor) -> Tensor:
+        """Reals to reals, integers to integers, trains to currents; mixtures are refused."""
+        shape = self.shape(*(t.shape for t in types))
+        kinds = {"real" if isinstance(t.encoding, Real) else "int" if t.train is None else "train" for t in types}
+        if len(kinds) > 1:
+            raise error(
+                "type",
+                f"operands are {' and '.join(str(t.encoding) for t in types)}",
+                fix="bring both branches to one stage: real, integer or spikes",
+            )
+        if kinds == {"real"}:
+            self.check_real(*types)
+            return Tensor(shape, Real())
+        self.check_integer(*types)
+        scale, value = self.scale(*types), self.bounds(*(t.range for t in types))
+        check_register(value, "the sum")
+        lo, hi = value.hull
+        trains = [t.train for t in types if t.train is not None]
+        if not trains:
+            return Tensor(shape, Int(lo, hi, scale))
+        steps, code = join(trains)
+        first = trains[0]
+        if self.relabels and isinstance(first, Spikes):
+            return Tensor(shape, Spikes(steps, first.code, lo, hi, scale))
+        frame_lo, frame_hi = self.bounds(*(Interval.of(*t.frame) for t in trains)).hull
+        carried = "rate" if code == "sorted" else code
+        return Tensor(shape, Current(steps, carried, lo, hi, frame_lo, frame_hi, scale))
+
+    def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:
+        """`apply` with time folded into the batch; integer sums run in float64 where that is proved exact."""
+        if isinstance(types[0].encoding, Real):
+            return self.apply(*stored, real=True)
+        folded = [x.reshape(-1, *t.shape) for t, x in zip(types, stored, strict=True)]
+        if self.partial_sums(*types) < EXACT_IN_FLOAT64:
+            result = self.apply(*(x.astype(np.float64) for x in folded), real=False).astype(np.int64)
+        else:
+            result = self.apply(*folded, real=False)
+        lead = stored[0].shape[: stored[0].ndim - len(types[0].shape)]
+        return result.reshape(*lead, *result.shape[1:])
+
+    def partial_sums(self, *types: Tensor) -> int:
+        """A bound on every partial sum: with 0 inside each operand's range, no subset of terms leaves the bounds."""
+        return self.bounds(*(t.range.with_zero() for t in types)).magnitude
+
+
+def weighted(weight: NDArray[np.int64], x: Interval) -> Interval:
+    """Bounds of ``sum_i w[o, i] x[i]`` when each ``w[o, i]`` is split by sign: ``weight`` is ``[2, O, I]``, >= 0 parts.
+
+    Source: sign-split sums; the bound is attained by the input that sits at ``hi`` where w > 0 and at ``lo`` elsewhere.
+    """
+    positive, negative = weight
+    span = x.broadcast(weight.shape[2])
+    total = (positive.astype(np.float64) + negative.astype(np.float64)).sum(axis=1).max(initial=1.0)
+    if x.magnitude * math.ceil(total) < 2**62:
+        lo, hi = span.lo.astype(np.int64), span.hi.astype(np.int64)
+        low, high = positive @ lo - negative @ hi, positive @ hi - negative @ lo
+        return Interval.of(low.tolist(), high.tolist())
+    p, n = positive.astype(object), negative.astype(object)
+    return Interval(p @ span.lo - n @ span.hi, p @ span.hi - n @ span.lo)
+
+
+def split_by_sign(weight: NDArray[Any], outputs: int, inputs: int) -> NDArray[np.int64]:
+    """``[O, I, ...]`` integer weights to the ``[2, O, I]`` sums of their positive and negated negative parts."""
+    flat = weight.reshape(outputs, inputs, -1)
+    if np.abs(flat.astype(np.float64)).sum() >= 2**62:
+        flat = flat.astype(object)  # sums of such weights would wrap
+    return np.stack([np.maximum(flat, 0).sum(axis=2), np.maximum(-flat, 0).sum(axis=2)])
+
+
+def check_weighted(weight: Array, weight_scale: Array | None, bias: Array | None, x: Tensor) -> None:
+    """What every op with weights asks of an integer carrier: integer weights with a scale, and no bias.
+
+    Raises:
+        SpirError[type]: float weights, a bias, or a missing scale.
+    """
+    if not weight.integral or weight_scale is None:
+        raise error("type", f"float weights cannot act on {x.encoding}", fix="quantize the weights")
+    if bias is not None:
+        raise error(
+            "type",
+            f"a bias cannot ride on {x.encoding}: every frame would add it again",
+            fix="put the bias into the requant, neuron or readout that follows (propagate-scales does)",
+        )
+
+
+def real_weight(weight: Array, weight_scale: Array | None) -> Reals:
+    """The real weights: as they are, or integers times their scale, ``[1]`` or ``[O]``."""
+    if weight_scale is None:
+        return np.asarray(weight.values, dtype=np.float64)
+    return np.asarray(weight.values * channelwise(weight_scale.values, weight.values.ndim), dtype=np.float64)
+
+
+def check_weight_scale(weight: Array, weight_scale: Array | None) -> None:
+    """Integer weights carry a scale, one or one per output channel; float weights carry none."""
+    if weight_scale is None:
+        if weight.integral:
+            raise error("type", "integer weights need a weight_scale", fix="give weight_scale, or float weights")
+        return
+    if not weight.integral:
+        raise error("type", "float weights take no weight_scale", fix="drop it, or give integer weights")
+    outputs, given = weight.values.shape[0], weight_scale.values
+    if given.shape not in ((1,), (outputs,)):
+        raise error("type", f"weight_scale has shape {list(given.shape)}, not [1] or [{outputs}]")
+
+
+def check_bias(weight: Array, bias: Array | None) -> None:
+    """A bias has one value an output."""
+    outputs = weight.values.shape[0]
+    if bias is not None and bias.values.shape != (outputs,):
+        raise error("type", f"bias has shape {list(bias.values.shape)}, not [{outputs}]")
+
+
+def contracted_scale(x: Tensor, weight_scale: Array | None) -> Scale:
+    """Scale of a sum over input channels: input scale x weight scale.
+
+    Raises:
+        SpirError[E-SCALE]: unequal per-channel scales meet in one sum.
+    """
+    incoming = same_scale((x,))
+    if incoming.size > 1:
+        raise error(
+            "E-SCALE",
+            f"a sum over channels of unequal scales {incoming}",
+            fix="fold the channel scales into the float weights before quantize",
+        )
+    assert weight_scale is not None  # check_integer came first
+    return incoming * Scale.of(weight_scale.values.tolist())
+
+
+def channelwise(values: NDArray[Any], rank: int) -> NDArray[Any]:
+    """Constants ``[1]``, ``[C]`` or of the full shape, shaped to broadcast over ``[N, C, ...]`` of that rank."""
+    return values if values.ndim > 1 else values.reshape((-1,) + (1,) * (rank - 1))
+
+
+def per_element(scale: Scale, shape: Shape, relabel: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Scale:
+    """The scale of a relabelled tensor: ``relabel`` maps channel numbers ``[1, *shape]`` as it maps values.
+
+    Positions that come from nowhere are marked -1 and take a neighbour's scale, which is safe because they hold 0.
+    """
+    if scale.size == 1:
+        return scale
+    channel = np.broadcast_to(np.arange(shape[0]).reshape((-1,) + (1,) * (len(shape) - 1)), shape)
+    found = relabel(channel[None] + 1)[0] - 1
+    first = found.reshape(found.shape[0], -1).max(axis=1)
+    known = scale.known
+    fallback: Fraction = known[0]
+    return Scale.of(known[int(c)] if c >= 0 else fallback for c in first)

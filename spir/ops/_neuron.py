@@ -1,0 +1,56 @@
+"""What all spiking neurons share: they turn currents into spikes, step by step, on any array library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol, Self
+
+import attrs
+
+from spir.ir import Array, Op
+from spir.ops.encode import Encode
+from spir.ops.integrate import Integrate
+from spir.ops.quantize import Quantize
+from spir.ops.requant import Requant
+
+
+class ArrayNamespace(Protocol):
+    """What `Neuron.fire` needs of numpy or torch beside operators."""
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        """Elementwise choice."""
+
+    def zeros_like(self, x: Any) -> Any:
+        """Zeros of the same shape and type."""
+
+    def constant(self, array: Array, like: Any) -> Any:
+        """A constant that broadcasts over ``[N, C, ...]`` arrays such as ``like``, with their integer type."""
+
+
+@attrs.frozen
+class Neuron(Op):
+    """A fused neuron: it equals ``integrate; requant; encode``.
+
+    A subclass gives ``fire`` (the steps a backend takes), ``derive`` (which requant becomes this neuron) and ``fuse``.
+    """
+
+    spikes: ClassVar[bool] = True
+    code: ClassVar[str]
+
+    def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
+        """The output frames, given the input frames one by one; both are integer arrays ``[N, *shape]``."""
+        raise NotImplementedError(f"{type(self).__name__}.fire")  # abstract: each neuron defines it
+
+    @classmethod
+    def derive(cls, source: Requant | Quantize) -> Encode:
+        """The encoder that follows a requant, or the input's quantiser, in this neuron's unfused form.
+
+        Raises:
+            SpirError[type]: a clip range that the neuron does not realise, with the fix.
+        """
+        raise NotImplementedError(f"{cls.__name__}.derive")  # abstract: each neuron defines it
+
+    @classmethod
+    def fuse(cls, integrate: Integrate, requant: Requant, encode: Encode) -> Self | None:
+        """The neuron that equals the three ops, or None where they are none of its own."""
+        raise NotImplementedError(f"{cls.__name__}.fuse")  # abstract: each neuron defines it

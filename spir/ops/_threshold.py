@@ -1,0 +1,59 @@
+"""The integer triple and its law: ``clamp(floor((mul z + add) / div), lo, hi)``, shared by requant and the neurons.
+
+The rounding constant and the bias stand inside ``add``. Four neurons are this one law with their own numbers: STEM
+(Mi, (q_b << s) + 2^(s-1), 2^s), Ca-LIF (2^f, B' + V/2, V), parallel (1, psi + b, theta), IF (mul, b + v0, theta).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spir.errors import error
+from spir.ir import Array
+from spir.ops._linear import channelwise
+from spir.types import Integers, Interval, Shape, Tensor, check_register
+
+
+def check_triple(mul: Array, add: Array, div: int, shape: Shape, x: Tensor) -> None:
+    """Integer constants of fitting shapes, a positive divisor, and no product beyond 64 bits.
+
+    Raises:
+        SpirError[type], SpirError[E-VRANGE]
+    """
+    for label, array in (("mul", mul), ("add", add)):
+        if not array.integral or array.values.shape not in ((1,), (shape[0],), shape):
+            raise error(
+                "type",
+                f"{label} {list(array.values.shape)} of {array.values.dtype} is not integers of shape [1], [{shape[0]}]"
+                f" or {list(shape)}",
+            )
+    if div < 1:
+        raise error("type", f"div = {div} is not positive")
+    check_register(Interval.of(0, div), "div")
+    check_register(products(mul, add, x.range), "mul * z + add")
+
+
+def products(mul: Array, add: Array, x: Interval) -> Interval:
+    """Bounds of ``mul z + add``, over all elements where a constant has the full shape."""
+    factors, offsets = mul.values.astype(object).reshape(-1), add.values.astype(object).reshape(-1)
+    if mul.values.ndim > 1 or add.values.ndim > 1:
+        lo, hi = x.hull
+        ends = [factor * end for factor in (min(factors), max(factors)) for end in (lo, hi)]
+        return Interval.of(min(ends) + min(offsets), max(ends) + max(offsets))
+    scaled = x.times(factors)
+    return Interval(scaled.lo + offsets, scaled.hi + offsets)
+
+
+def law_bounds(mul: Array, add: Array, div: int, lo: int, hi: int, x: Interval) -> Interval:
+    """Bounds of the law from bounds of z."""
+    return products(mul, add, x).map(lambda ends: np.clip(ends // div, lo, hi))
+
+
+def law(z: Integers, mul: Array, add: Array, div: int, lo: int, hi: int) -> Integers:
+    """The law on ``[N, C, ...]`` integers."""
+    rank = z.ndim - 1
+    exact: NDArray[Any] = channelwise(mul.values, rank) * z + channelwise(add.values, rank)
+    return np.asarray(np.clip(np.floor_divide(exact, div), lo, hi), dtype=np.int64)

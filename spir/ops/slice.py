@@ -1,0 +1,82 @@
+"""slice: a strided window of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from spir.errors import error
+from spir.ops._linear import Counts, LinearMap, per_element
+from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
+
+
+@attrs.frozen
+class Slice(LinearMap):
+    """``x[start:stop:step]`` along every dimension; no index is negative."""
+
+    name: ClassVar[str] = "slice"
+    relabels: ClassVar[bool] = True
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    step: tuple[int, ...]
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """The slice of each dimension."""
+        return tuple(slice(*ends) for ends in zip(self.start, self.stop, self.step, strict=True))
+
+    def shape(self, *shapes: Shape) -> Shape:
+        """The elements left along each dimension."""
+        (shape,) = shapes
+        if not len(shape) == len(self.start) == len(self.stop) == len(self.step):
+            raise error("type", f"{list(shape)} takes {len(shape)} starts, stops and steps")
+        if (
+            min(self.start + self.stop) < 0
+            or min(self.step) < 1
+            or any(e > d for e, d in zip(self.stop, shape, strict=True))
+        ):
+            raise error("type", f"{list(self.start)}:{list(self.stop)}:{list(self.step)} leaves {list(shape)}")
+        result = tuple(len(range(d)[w]) for d, w in zip(shape, self.window, strict=True))
+        if min(result) < 1:
+            raise error("type", f"{list(self.start)}:{list(self.stop)} of {list(shape)} is empty")
+        return result
+
+    def scale(self, *types: Tensor) -> Scale:
+        """The scales of the channels that stay."""
+        (x,) = types
+        return per_element(scale_of(x), x.shape, lambda numbers: self.apply(numbers, real=False))
+
+    def bounds(self, *intervals: Interval) -> Interval:
+        """The bounds of the channels that stay."""
+        (x,) = intervals
+        return x if len(x.lo) == 1 else x.map(lambda ends: ends[self.window[0]])
+
+    def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
+        """Plain slicing."""
+        return x[0][(slice(None), *self.window)]
+
+    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
+        """One path from each element that stays."""
+        back = np.zeros(shapes[0], dtype=np.int64)
+        back[self.window] = paths
+        return (back,)
+
+    @classmethod
+    def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:
+        """Strides in space, a window of channels, a single element."""
+        for op in (
+            cls(start=(0, 0, 0), stop=(4, 5, 6), step=(1, 2, 2)),
+            cls(start=(1, 0, 2), stop=(3, 5, 5), step=(1, 1, 3)),
+            cls(start=(3, 4, 5), stop=(4, 5, 6), step=(1, 1, 1)),
+        ):
+            for encoding in (
+                Spikes(8, "bits", 0, 255, Scale.of(0.5)),
+                Current(4, "bits", -90, 80, -6, 6, Scale.of([0.5, 0.25, 0.1, 0.2])),
+                Int(4, 9, Scale.of([0.5, 0.25, 0.1, 0.2])),
+                Real(),
+            ):
+                yield op, (Tensor((4, 5, 6), encoding),)

@@ -1,0 +1,1 @@
+"""Named pipelines with typed options, one file each."""
