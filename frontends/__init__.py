@@ -1,0 +1,1 @@
+"""Importers: models of other tools to modules of reals, one file each."""

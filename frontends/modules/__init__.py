@@ -1,0 +1,1 @@
+"""Trainable modules that frontends know as leaves."""
