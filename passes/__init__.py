@@ -1,0 +1,1 @@
+"""Passes: one rewrite a file, named as in the pipeline."""

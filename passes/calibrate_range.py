@@ -1,0 +1,89 @@
+"""calibrate-range: activations to clipped activations, with ranges from data."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+import numpy as np
+
+from spir.contracts import Calibrated, Contract
+from spir.errors import error
+from spir.ir import Array, Module
+from spir.ops.clip import Clip
+from spir.ops.relu import Relu
+from spir.options import option
+from spir.rewriting import Context, Pass, Rewriter
+from spir.types import Real, Reals
+
+
+@attrs.frozen(eq=False)
+class _Tail:
+    """The smallest and largest values seen, as many as a percentile needs: exact, mergeable, independent of batches."""
+
+    smallest: Reals
+    largest: Reals
+
+    @classmethod
+    def of(cls, values: Reals, keep: int) -> _Tail:
+        """The ends of one shard."""
+        flat = np.sort(values, axis=None)
+        return cls(flat[:keep], flat[-keep:])
+
+    def merge(self, other: _Tail, keep: int) -> _Tail:
+        """The ends of both shards."""
+        low = np.sort(np.concatenate([self.smallest, other.smallest]))
+        high = np.sort(np.concatenate([self.largest, other.largest]))
+        return _Tail(low[:keep], high[-keep:])
+
+
+@attrs.frozen
+class CalibrateRange(Pass):
+    """relu -> clip{0, hi}; the input -> clip{lo, hi}: ranges that the calibration data reach.
+
+    ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end.
+    """
+
+    name: ClassVar[str] = "calibrate-range"
+    method: str = option("max", "max, or percentile", one_of=("max", "percentile"))
+    percentile: float = option(99.99, "the share of values inside, for method = percentile", ge=50, le=100)
+
+    def contract(self) -> Contract:
+        """Values beyond the calibrated range change."""
+        return Calibrated()
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Measures every selected relu and the input, then rewrites them."""
+        if context.data is None:
+            raise error("data", f"{self.name} needs calibration data", fix="compile(..., data=images)")
+        selected = [n for n in module.nodes if isinstance(n.op, Relu) and isinstance(n.type.encoding, Real)]
+        watched = {n.result for n in selected if self.selects(n)}
+        if isinstance(module.input.type.encoding, Real):
+            watched.add(module.input.name)
+        ends = self._measure(module, context, watched)
+        rewriter = Rewriter(module, self.name)
+        if module.input.name in ends:
+            lo, hi = ends[module.input.name]
+            name = rewriter.fresh(f"{module.input.name}.clip")
+            origin = module.readers[module.input.name][0].origin if module.readers[module.input.name] else None
+            clip = Clip(Array.of([min(lo, 0.0)]), Array.of([max(hi, 0.0)]))
+            clipped = rewriter.emit(clip, module.input.name, name=name, origin=rewriter.origin(origin, "input"))
+            rewriter.replace(module.input.name, clipped)
+        for node in module.nodes:
+            if node.result not in watched:
+                rewriter.keep(node)
+                continue
+            clip = Clip(Array.of([0.0]), Array.of([max(ends[node.result][1], 0.0)]))
+            rewriter.emit(clip, rewriter.now(node.operands[0]), name=node.result, origin=node.origin)
+        return rewriter.finish()
+
+    def _measure(self, module: Module, context: Context, watched: set[str]) -> dict[str, tuple[float, float]]:
+        assert context.data is not None  # run refused
+        outside = 0.0 if self.method == "max" else 1 - self.percentile / 100
+        keep = {n: 1 + int(outside * len(context.data) * module.types[n].size) for n in watched}
+        tails: dict[str, _Tail] = {}
+        for values in context.evaluate(module, context.data, "|".join(sorted(watched))):
+            for name in watched & values.keys():
+                tail = _Tail.of(values[name], keep[name])
+                tails[name] = tails[name].merge(tail, keep[name]) if name in tails else tail
+        return {name: (float(tail.smallest[-1]), float(tail.largest[0])) for name, tail in tails.items()}

@@ -1,0 +1,44 @@
+"""fold-bn: batch normalisation into the weights before it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from spir.contracts import Bounded, Contract
+from spir.ir import Array, Node
+from spir.ops.batch_norm import BatchNorm
+from spir.ops.conv2d import Conv2d
+from spir.ops.linear import Linear
+from spir.rewriting import Pass, Rewriter
+
+
+@attrs.frozen
+class FoldBn(Pass):
+    """batch_norm(conv2d or linear(x; w, b)) -> conv2d or linear(x; g w, g b + offset), g = gamma / sqrt(var + eps).
+
+    The layer's own eps counts. Weights that others read too stay as they are: the fold makes its own.
+    """
+
+    name: ClassVar[str] = "fold-bn"
+
+    def contract(self) -> Contract:
+        """Float rounding only."""
+        return Bounded(1e-10)
+
+    def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
+        """One linear map for the two."""
+        if not isinstance(node.op, BatchNorm):
+            return None
+        source = rewriter.definition(rewriter.now(node.operands[0]))
+        if source is None or not isinstance(source.op, (Conv2d, Linear)) or source.op.weight_scale is not None:
+            return None
+        gain, offset = node.op.affine()
+        weight, bias = source.op.weight.values, source.op.bias
+        folded = attrs.evolve(
+            source.op,
+            weight=Array.of(weight * gain.reshape((-1,) + (1,) * (weight.ndim - 1))),
+            bias=Array.of(offset if bias is None else gain * bias.values + offset),
+        )
+        return rewriter.emit(folded, *source.operands, name=node.result, origin=source.origin)

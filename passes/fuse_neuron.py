@@ -1,0 +1,56 @@
+"""fuse-neuron: integrate; requant; encode to one neuron."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from spir.contracts import Contract, Exact
+from spir.discovery import find, names
+from spir.errors import error
+from spir.ir import Module, Node
+from spir.ops._neuron import Neuron
+from spir.ops.encode import Encode
+from spir.ops.integrate import Integrate
+from spir.ops.requant import Requant
+from spir.rewriting import Context, Pass, Rewriter
+
+
+@attrs.frozen
+class FuseNeuron(Pass):
+    """integrate; requant; encode -> neuron, so that only spikes leave it and only currents enter."""
+
+    name: ClassVar[str] = "fuse-neuron"
+
+    def contract(self) -> Contract:
+        """The neuron is the three ops."""
+        return Exact()
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Refuses a network without spikes; then rewrites."""
+        if not any(isinstance(n.op, (Encode, Neuron)) and self.selects(n) for n in module.nodes):
+            raise error(
+                "type",
+                f"{self.name} finds no trains to fuse, and would leave the network without neurons",
+                fix="run derive-thresholds before, over the same layers",
+            )
+        return Pass.run(self, module, context)
+
+    def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
+        """Looks back from the encoder; what others still read stays."""
+        if not isinstance(node.op, Encode):
+            return None
+        requant = rewriter.definition(rewriter.now(node.operands[0]))
+        if requant is None or not isinstance(requant.op, Requant):
+            return None
+        integrate = rewriter.definition(requant.operands[0])
+        if integrate is None or not isinstance(integrate.op, Integrate):
+            return None
+        if rewriter.type(integrate.operands[0]).train is None:
+            return None
+        for name in names("ops"):
+            owner = find("ops", name)
+            if issubclass(owner, Neuron) and (fused := owner.fuse(integrate.op, requant.op, node.op)) is not None:
+                return rewriter.emit(fused, *integrate.operands, name=node.result, origin=node.origin)
+        return None

@@ -1,0 +1,91 @@
+"""quantize: clipped activations and weights to integers, still inside a network of reals."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from spir.contracts import Calibrated, Contract
+from spir.errors import SpirError, error, raise_all
+from spir.ir import Array, Module, Node
+from spir.ops.clip import Clip
+from spir.ops.conv2d import Conv2d
+from spir.ops.dequantize import Dequantize
+from spir.ops.linear import Linear
+from spir.ops.quantize import Quantize as QuantizeOp
+from spir.ops.relu import Relu
+from spir.options import option
+from spir.rewriting import Context, Pass, Rewriter
+from spir.types import Real, Reals
+
+
+@attrs.frozen
+class Quantize(Pass):
+    """clip -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
+
+    Signed ranges (the input's among them) take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is always code 0. Scales are
+    rounded to float32, so that the product of two is an exact float64.
+    """
+
+    name: ClassVar[str] = "quantize"
+    bits: int = option(8, "bits of activations, and of weights unless `weights` says otherwise", ge=2, le=16)
+    weights: int | None = option(None, "bits of weights", ge=2, le=16)
+
+    def contract(self) -> Contract:
+        """Rounding, measured."""
+        return Calibrated()
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Refuses activations without a range, all at once; then quantises."""
+        raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
+        return Pass.run(self, module, context)
+
+    def _refusal(self, node: Node) -> SpirError | None:
+        if not isinstance(node.op, Relu) or not isinstance(node.type.encoding, Real) or not self.selects(node):
+            return None
+        return error(
+            "type",
+            f"%{node.result} has no range to divide into {2**self.bits} steps",
+            from_=str(node.origin),
+            fix="run calibrate-range before quantize, over the same layers",
+        )
+
+    def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
+        """A clip becomes codes, a weight becomes integers."""
+        match node.op:
+            case Clip(lo=lo, hi=hi):
+                op = self._quantiser(float(lo.values.min()), float(hi.values.max()))
+                operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
+                rewriter.emit(op, operand, name=code, origin=node.origin)
+                return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
+            case Conv2d(weight_scale=None) | Linear(weight_scale=None):
+                codes, scale = quantise_weight(node.op.weight.values, self.weights or self.bits)
+                op_ = attrs.evolve(node.op, weight=Array.of(codes), weight_scale=Array.of(scale))
+                return rewriter.emit(op_, *map(rewriter.now, node.operands), name=node.result, origin=node.origin)
+        return None
+
+    def _quantiser(self, lo: float, hi: float) -> QuantizeOp:
+        if lo < 0:
+            top = 2 ** (self.bits - 1) - 1
+            return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
+        top = 2**self.bits - 1
+        return QuantizeOp(short(hi / top) if hi > 0 else 1.0, 0, top)
+
+
+def short(scale: float) -> float:
+    """The nearest float32, as a float64."""
+    return float(np.float32(scale)) or float(np.finfo(np.float32).tiny)
+
+
+def quantise_weight(weight: Reals, bits: int) -> tuple[NDArray[np.int64], Reals]:
+    """Integers in -(2^(b-1)-1)..2^(b-1)-1 and one scale an output channel; a dead channel takes a live one's scale."""
+    top = 2 ** (bits - 1) - 1
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    live = largest[largest > 0]
+    largest = np.where(largest > 0, largest, live.max() if live.size else 1.0)
+    scale = np.array([short(v) for v in largest / top])
+    shaped = scale.reshape((-1,) + (1,) * (weight.ndim - 1))
+    return np.clip(np.floor(weight / shaped + 0.5), -top, top).astype(np.int64), scale
