@@ -1,0 +1,1 @@
+"""Backends: one way of running a module a file."""

@@ -1,0 +1,407 @@
+"""How `hw` runs a module: the form in which each value is held, and a few samples at a time through all ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import attrs
+import numpy as np
+
+from spir.backend import kept
+from spir.backends._hw_kernels import (
+    FLOAT64,
+    INT64,
+    Kernel,
+    Law,
+    Number,
+    Numbers,
+    Scratch,
+    aligned,
+    carrier,
+    inner,
+    inner_shape,
+    kernel,
+    law,
+    outer,
+    triple_of,
+)
+from spir.backends._hw_threads import share, workers
+from spir.ir import Array, Module, Node
+from spir.ops._linear import LinearMap, channelwise
+from spir.ops._neuron import Neuron
+from spir.ops.avg_pool import AvgPool
+from spir.ops.clip import Clip
+from spir.ops.conv2d import Conv2d
+from spir.ops.dequantize import Dequantize
+from spir.ops.encode import Encode
+from spir.ops.integrate import Integrate
+from spir.ops.quantize import Quantize
+from spir.ops.relu import Relu
+from spir.ops.requant import Requant
+from spir.ranges import Ranges
+from spir.types import Current, Interval, Real, Stored, Tensor, weights
+
+CHUNK = 2**21
+"""Bytes that the widest op reads and writes for the samples that pass through the network together."""
+
+Padding = tuple[int, int, int, int]
+BARE: Padding = (0, 0, 0, 0)
+
+
+@attrs.frozen
+class Slot:
+    """How one value is held: its element type, its frames where they are stepped, and a border of zeros around it."""
+
+    type: Tensor
+    dtype: Number
+    steps: int | None
+    border: Padding = BARE
+
+    def empty(self, n: int) -> Numbers:
+        """Memory for ``n`` samples with its border."""
+        shape = inner_shape(self.type.shape)
+        if self.border != BARE:
+            top, bottom, left, right = self.border
+            shape = (shape[0] + top + bottom, shape[1] + left + right, shape[2])
+        return np.zeros((*self.frames, n, *shape), self.dtype)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The leading axis of a stepped value."""
+        return () if self.steps is None else (self.steps,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a sample takes."""
+        return self.dtype.itemsize * self.type.size * (self.steps or 1)
+
+    def inside(self, held: Numbers) -> Numbers:
+        """The value without its border."""
+        if self.border == BARE:
+            return held
+        height, width = self.type.shape[1:]
+        top, _, left, _ = self.border
+        return held[..., top : top + height, left : left + width, :]
+
+
+class Memory:
+    """Scratch, and the memory of values nobody reads any more; borders stay zero, because only insides are written."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self._free: dict[tuple[Any, ...], list[Numbers]] = {}
+
+    def take(self, slot: Slot, n: int) -> Numbers:
+        """Memory for a value of undefined content inside its border."""
+        free = self._free.get(self._key(slot, n))
+        return free.pop() if free else slot.empty(n)
+
+    def give(self, slot: Slot, held: Numbers) -> None:
+        """Takes memory back."""
+        self._free.setdefault(self._key(slot, held.shape[len(slot.frames)]), []).append(held)
+
+    @staticmethod
+    def _key(slot: Slot, n: int) -> tuple[Any, ...]:
+        return slot.type.shape, slot.dtype, slot.steps, slot.border, n
+
+
+class Firing:
+    """The array namespace of `Neuron.fire`."""
+
+    where = staticmethod(np.where)
+    zeros_like = staticmethod(np.zeros_like)
+
+    @staticmethod
+    def constant(array: Array, like: Numbers) -> Numbers:
+        """A constant that broadcasts over ``[N, C, ...]``."""
+        return channelwise(array.values, like.ndim - 1)
+
+
+def expand(value: Numbers, frames: Numbers, *, signed: bool) -> None:
+    """Writes the bits of values, MSB first, by one threshold a frame; with ``signed`` the first frame holds -1 or 0."""
+    rest, steps = value.copy(), len(frames)
+    for t in range(steps):
+        threshold = 2 ** (steps - 1 - t)
+        if signed and t == 0:
+            spike = np.negative(rest < 0, dtype=rest.dtype)
+        else:
+            spike = (rest >= threshold).astype(rest.dtype)
+        frames[t] = spike
+        rest -= spike * rest.dtype.type(threshold)
+
+
+def gather(frames: Numbers | Iterator[Numbers], factors: tuple[int, ...]) -> Numbers:
+    """What frames decode to, as int64."""
+    total: Numbers = np.int64(0)  # type: ignore[assignment]
+    for factor, frame in zip(factors, frames, strict=True):
+        total = total + frame.astype(np.int64) * factor
+    return total
+
+
+@attrs.frozen(eq=False, slots=False)
+class Program:
+    """A module whose trains are either merged into what they decode to, or stepped through frame by frame."""
+
+    module: Module
+    ranges: Mapping[str, Ranges]
+    merged: frozenset[str]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """What the widest op reads and writes, as stored."""
+        types = self.module.types
+        stored = {name: 8 * type_.size * type_.steps for name, type_ in types.items()}
+        return max([stored[self.module.input.name], *(sum(stored[v] for v in _around(n)) for n in self.module.nodes)])
+
+    def run(self, x: Numbers, keep: str = "") -> dict[str, Stored]:
+        """See `spir.backend.Executable.run`."""
+        x = self.module.input.type.read(x)
+        types, train = self.module.types, self.module.input.type.train is not None
+        samples = x.shape[1 if train else 0]
+        wanted = [name for name in types if kept(name, keep) or name == self.module.output]
+        results = {name: _room(types[name], samples) for name in wanted}
+        framewise = self._framewise([name for name in wanted if name in self.merged])
+
+        def work(parts: Sequence[slice]) -> None:
+            memory = Memory()
+            for part in parts:
+                for name, value in _Pass(self, framewise, memory, x[:, part] if train else x[part]).values():
+                    if name in results:
+                        place = results[name][:, part] if types[name].train is not None else results[name][part]
+                        np.copyto(place, outer(value, types[name].shape), casting="unsafe")
+
+        size = max(1, min(self.chunk, -(-samples // workers())))
+        share(work, [slice(start, start + size) for start in range(0, samples, size)])
+        return results
+
+    @cached_property
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernel of every linear op, in the form in which its operands are held."""
+        return {n.result: self._kernel(n) for n in self.module.nodes if isinstance(n.op, LinearMap)}
+
+    @cached_property
+    def laws(self) -> dict[str, Law]:
+        """The law of every op that has one and reads decoded values."""
+        return {
+            n.result: law(n.op, n.type.shape, self.ranges[n.operands[0]].value)
+            for n in self.module.nodes
+            if triple_of(n.op) is not None and not self.stepped(n.operands[0])
+        }
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """How every value is held."""
+        return {
+            name: Slot(type_, self._dtype(name, type_), type_.steps if self.stepped(name) else None, self._border(name))
+            for name, type_ in self.module.types.items()
+        }
+
+    @cached_property
+    def chunk(self) -> int:
+        """Samples that pass through together: few enough that what an op touches stays in the cache."""
+        widest = max((sum(self.slots[v].nbytes for v in _around(n)) for n in self.module.nodes), default=CHUNK)
+        return max(1, min(64, CHUNK // widest))
+
+    @cached_property
+    def last(self) -> dict[str, str]:
+        """The last reader of every value."""
+        return {name: nodes[-1].result if nodes else name for name, nodes in self.module.readers.items()}
+
+    def settle(self) -> None:
+        """Makes every proof and constant now, so that a run is nothing but a run."""
+        _ = self.slots, self.laws, self.chunk, self.last
+
+    def stepped(self, name: str) -> bool:
+        """Whether a value is held as frames."""
+        return self.module.types[name].train is not None and name not in self.merged
+
+    def _dtype(self, name: str, type_: Tensor) -> Number:
+        if isinstance(type_.encoding, Real):
+            return FLOAT64
+        if name in self.kernels:
+            return self.kernels[name].dtype
+        return carrier(self._range(name, framed=self.stepped(name)).magnitude)
+
+    def _range(self, name: str, *, framed: bool) -> Interval:
+        return self.ranges[name].frame if framed else self.ranges[name].value
+
+    def _border(self, name: str) -> Padding:
+        """The zero padding that the first padding reader of a value wants; products are written without one."""
+        source = self.module.definitions.get(name)
+        if source is not None and isinstance(source.op, LinearMap):
+            return BARE
+        paddings = (n.op.padding for n in self.module.readers[name] if isinstance(n.op, (Conv2d, AvgPool)))
+        return next((p for p in paddings if p != BARE), BARE)
+
+    def padded(self, node: Node) -> bool:
+        """Whether a linear op finds around its operand the very padding that it wants."""
+        if not isinstance(node.op, (Conv2d, AvgPool)) or node.op.padding == BARE:
+            return False
+        return self._border(node.operands[0]) == node.op.padding
+
+    def _kernel(self, node: Node) -> Kernel:
+        assert isinstance(node.op, LinearMap)  # the callers asked
+        shapes = [t.shape for t in self.module.operand_types(node)]
+        ranges = [self._range(o, framed=self.stepped(o)) for o in node.operands]
+        return kernel(node.op, shapes, ranges, padded=self.padded(node))
+
+    def _framewise(self, names: list[str]) -> dict[str, Kernel | None]:
+        """The merged trains whose frames are asked for, and all that these are made of, with kernels for one frame."""
+        found: dict[str, Kernel | None] = {}
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            node = self.module.definitions.get(name)
+            if name in found:
+                continue
+            found[name] = None
+            if node is not None and isinstance(node.op, LinearMap):
+                shapes = [t.shape for t in self.module.operand_types(node)]
+                found[name] = kernel(node.op, shapes, [self._range(o, framed=True) for o in node.operands])
+                waiting += node.operands
+        return found
+
+
+def _around(node: Node) -> tuple[str, ...]:
+    return node.result, *node.operands
+
+
+def _room(type_: Tensor, samples: int) -> Numbers:
+    """Memory for a stored value."""
+    frames = () if type_.train is None else (type_.steps,)
+    return np.empty((*frames, samples, *type_.shape), np.float64 if isinstance(type_.encoding, Real) else np.int64)
+
+
+@attrs.frozen(eq=False)
+class _Pass:
+    """A few samples on their way through the network."""
+
+    program: Program
+    framewise: Mapping[str, Kernel | None]
+    memory: Memory
+    x: Numbers
+    held: dict[str, Numbers] = attrs.field(factory=dict)
+    frames: dict[str, Numbers] = attrs.field(factory=dict)
+
+    def values(self) -> Iterator[tuple[str, Numbers]]:
+        """Every value in order, channels-last: frames where it is stepped or they were asked for, else the value."""
+        module = self.program.module
+        self._read(module.input.name, module.input.type)
+        yield self._shown(module.input.name)
+        for node in module.nodes:
+            self.held[node.result] = self.memory.take(self.program.slots[node.result], self.samples)
+            self._step(node)
+            if node.result in self.framewise:
+                self._make_frames(node)
+            yield self._shown(node.result)
+            for name in dict.fromkeys((*node.operands, node.result)):
+                if self.program.last[name] == node.result:
+                    self.memory.give(self.program.slots[name], self.held.pop(name))
+
+    @property
+    def samples(self) -> int:
+        """How many samples."""
+        return int(self.x.shape[0 if self.program.module.input.type.train is None else 1])
+
+    def inside(self, name: str) -> Numbers:
+        """A value without its border."""
+        return self.program.slots[name].inside(self.held[name])
+
+    def _shown(self, name: str) -> tuple[str, Numbers]:
+        return name, self.frames[name] if name in self.frames else self.inside(name)
+
+    def _read(self, name: str, type_: Tensor) -> None:
+        self.held[name] = self.memory.take(self.program.slots[name], self.samples)
+        given = inner(self.x, type_.shape)
+        if name in self.framewise:
+            self.frames[name] = given
+        if name in self.program.merged:
+            assert type_.train is not None  # only trains are merged
+            given = gather(given, weights(type_.train.code, type_.train.steps))
+        np.copyto(self.inside(name), given, casting="unsafe")
+
+    def _make_frames(self, node: Node) -> None:
+        """The frames of a merged train: products from the frames of the operands, spikes from the decoded value."""
+        by_frame, shape = self.framewise[node.result], inner_shape(node.type.shape)
+        dtype = INT64 if by_frame is None else by_frame.dtype
+        frames = np.empty((node.type.steps, self.samples, *shape), dtype)
+        if by_frame is None:
+            expand(self.inside(node.result), frames, signed=node.type.range.hull[0] < 0)
+        else:
+            for t, out in enumerate(frames):
+                by_frame.act(self.memory.scratch, out, *(self.frames[o][t] for o in node.operands))
+        self.frames[node.result] = frames
+
+    def _step(self, node: Node) -> None:
+        out, op = self.inside(node.result), node.op
+        x = [self.inside(o) for o in node.operands]
+        if isinstance(op, LinearMap):
+            self._linear(node, x, out)
+        elif isinstance(op, (Encode, Neuron, Requant)):
+            self._respond(node, x[0], out)
+        elif isinstance(op, Integrate):
+            self._integrate(node, op, x[0], out)
+        else:
+            self._elementwise(node, x[0], out)
+
+    def _linear(self, node: Node, x: list[Numbers], out: Numbers) -> None:
+        made = self.program.kernels[node.result]
+        if self.program.padded(node):
+            x = [self.held[node.operands[0]]]
+        if not self.program.stepped(node.result):
+            made.act(self.memory.scratch, out, *x)
+            return
+        for t, frame in enumerate(out):
+            made.act(self.memory.scratch, frame, *(operand[t] for operand in x))
+
+    def _respond(self, node: Node, x: Numbers, out: Numbers) -> None:
+        """A neuron, its law alone, or an encoder: from frames or their value to frames or their value."""
+        if self.program.stepped(node.operands[0]):
+            self._fire(node, x, out)
+            return
+        stepped, value = self.program.stepped(node.result), out
+        if stepped:
+            value = self.memory.scratch.take("value", out.shape[1:], INT64)
+        if isinstance(node.op, Encode):
+            np.copyto(value, x, casting="unsafe")
+        else:
+            self.program.laws[node.result].act(self.memory.scratch, value, x)
+        if stepped:
+            expand(value, out, signed=node.type.range.hull[0] < 0)
+
+    def _fire(self, node: Node, x: Numbers, out: Numbers) -> None:
+        assert isinstance(node.op, Neuron)  # nothing else reads trains frame by frame
+        shape = node.type.shape
+        spikes = node.op.fire(Firing(), (outer(frame, shape).astype(np.int64) for frame in x))
+        if self.program.stepped(node.result):
+            for place, frame in zip(out, spikes, strict=True):
+                np.copyto(outer(place, shape), frame, casting="unsafe")
+        else:
+            assert node.type.train is not None  # a neuron emits trains
+            total = gather(spikes, weights(node.type.train.code, node.type.steps))
+            np.copyto(outer(out, shape), total, casting="unsafe")
+
+    def _integrate(self, node: Node, op: Integrate, x: Numbers, out: Numbers) -> None:
+        source = self.program.module.types[node.operands[0]]
+        if self.program.stepped(node.operands[0]):
+            assert source.train is not None  # only trains are stepped
+            x = gather(x, weights(source.train.code, source.steps))
+        if op.bias is not None:
+            x = x.astype(np.int64) + aligned(op.bias.values, source.shape)
+        np.copyto(out, x, casting="unsafe")
+
+    def _elementwise(self, node: Node, x: Numbers, out: Numbers) -> None:
+        match node.op:
+            case Quantize(scale=scale, lo=lo, hi=hi):
+                work = np.floor(x / scale + 0.5)
+                np.copyto(out, np.clip(work, lo, hi, out=work), casting="unsafe")
+            case Clip(lo=low, hi=high):
+                np.clip(x, aligned(low.values, node.type.shape), aligned(high.values, node.type.shape), out=out)
+            case Relu():
+                np.copyto(out, np.maximum(x, 0), casting="unsafe")
+            case Dequantize():
+                encoding = self.program.module.types[node.operands[0]].encoding
+                assert not isinstance(encoding, (Real, Current))  # dequantize reads integers
+                np.multiply(x, aligned(encoding.scale.floats(), node.type.shape), out=out)

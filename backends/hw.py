@@ -1,0 +1,143 @@
+"""hw: integers of stated width on NumPy; the frames of a train one by one, or in one product where that is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import attrs
+
+from spir.backend import Backend, Executable
+from spir.backends._hw_kernels import KERNELS, triple_of
+from spir.backends._hw_program import Program
+from spir.errors import SpirError, error
+from spir.ir import Module, Node
+from spir.ops._linear import LinearMap
+from spir.ops._neuron import Neuron
+from spir.ops.clip import Clip
+from spir.ops.dequantize import Dequantize
+from spir.ops.encode import Encode
+from spir.ops.integrate import Integrate
+from spir.ops.quantize import Quantize
+from spir.ops.relu import Relu
+from spir.ops.requant import Requant
+from spir.options import option
+from spir.ranges import Ranges, analyse
+from spir.text import show_node
+from spir.types import Interval, Real, Spikes
+
+
+@attrs.frozen
+class Hw(Backend):
+    """What integer hardware computes: weight sums and state in registers of stated width, every train in b frames.
+
+    With ``collapse = auto`` the frames of bit-coded trains are merged into one product on what they decode to. That is
+    done only where value and every prefix fit the accumulator and the neuron is a function of the decoded value, so
+    nothing can be lost; everywhere else, and with ``collapse = off``, all frames are stepped through.
+    """
+
+    name: ClassVar[str] = "hw"
+    collapse: str = option("auto", "merge the frames of a train where that is proved the same", one_of=("auto", "off"))
+    accumulator: int = option(64, "bits of sum and state registers", ge=8, le=64)
+
+    def refusals(self, module: Module) -> Iterator[SpirError]:
+        """Reals beyond the input quantiser, ops without integer kernels, registers that are too narrow."""
+        refused = False
+        for node in module.nodes:
+            if _runs(node):
+                continue
+            refused = True
+            types = (*module.operand_types(node), node.type)
+            real = any(isinstance(t.encoding, Real) for t in types)
+            yield error(
+                "backend",
+                f"hw computes on integers, and {node.op.name} works on reals" if real else f"hw has no {node.op.name}",
+                op=show_node(node),
+                from_=str(node.origin),
+                fix="quantize the network first" if real else "rewrite the op with a pass, or use another backend",
+            )
+        if not refused:
+            yield from self._overflow(module)
+
+    def _overflow(self, module: Module) -> Iterator[SpirError]:
+        """The first value that needs more bits than the registers have."""
+        found = analyse(module)
+        needs = [(node, *_register(node, module, found)) for node in module.nodes]
+        wide = [need for need in needs if need[2] > self.accumulator]
+        if not wide:
+            return
+        node, channel, bits, what = wide[0]
+        most = max(need[2] for need in wide)
+        yield error(
+            "E-VRANGE",
+            f"{what} of %{node.result} needs {bits} bits in channel {channel}, and registers have {self.accumulator}",
+            op=show_node(node),
+            from_=str(node.origin),
+            fix=f"accumulator={most} holds every sum and state" * (most <= 64)
+            or "fewer bits for activations or weights, or propagate-scales{join=rescale}",
+        )
+
+    def build(self, module: Module) -> Executable:
+        """Decides which trains are merged and in which type each value is held."""
+        found = analyse(module)
+        merged = _merged(module, found, self.accumulator) if self.collapse == "auto" else frozenset()
+        program = Program(module, found, merged)
+        program.settle()
+        return program
+
+
+def _runs(node: Node) -> bool:
+    op = node.op
+    if isinstance(op, LinearMap):
+        return type(op) in KERNELS and not isinstance(node.type.encoding, Real)
+    if isinstance(op, Relu):
+        return not isinstance(node.type.encoding, Real)
+    if isinstance(op, Encode):
+        return op.code == "bits"
+    return isinstance(op, (Neuron, Requant, Integrate, Quantize, Clip, Dequantize))
+
+
+def _bits(interval: Interval) -> tuple[int, int]:
+    """The channel that needs the widest two's complement register, and its bits."""
+    need = [max(int(hi).bit_length(), (-int(lo) - 1).bit_length() if lo < 0 else 0) for lo, hi in _ends(interval)]
+    return need.index(max(need)), max(need) + 1
+
+
+def _ends(interval: Interval) -> list[tuple[int, int]]:
+    return list(zip(interval.lo, interval.hi, strict=True))
+
+
+def _register(node: Node, module: Module, found: Mapping[str, Ranges]) -> tuple[int, int, str]:
+    """Channel, bits and name of the widest register of an op; ops without one need no bits."""
+    (first, *_), mine = module.operand_types(node), found.get(node.result)
+    if mine is None or isinstance(node.op, (Quantize, Encode, Relu)):
+        return 0, 0, ""
+    if isinstance(node.op, LinearMap):
+        moved = isinstance(node.type.encoding, Spikes)
+        return (0, 0, "") if moved else (*_bits(mine.frame), "the weight sum")
+    state = found[node.operands[0]]
+    held = state.value | state.prefix if first.train is not None else state.value
+    if isinstance(node.op, Integrate):
+        held = held | mine.value
+    return (*_bits(held), "the accumulator")
+
+
+def _merged(module: Module, found: Mapping[str, Ranges], accumulator: int) -> frozenset[str]:
+    """The trains whose frames are merged: linear ops tie operands and results into groups, which merge as a whole."""
+    trains = [name for name, type_ in module.types.items() if type_.train is not None]
+    group = {name: {name} for name in trains}
+    for node in module.nodes:
+        if isinstance(node.op, LinearMap) and node.type.train is not None:
+            tied = set().union(*(group[name] for name in (node.result, *node.operands)))
+            group.update(dict.fromkeys(tied, tied))
+    alone = {name for name in trains if _mergeable(name, module, found[name], accumulator)}
+    return frozenset(name for name in trains if group[name] <= alone)
+
+
+def _mergeable(name: str, module: Module, ranges: Ranges, accumulator: int) -> bool:
+    """Whether nothing but the decoded value of a train can show in what reads it."""
+    train = module.types[name].train
+    readers = [node.op for node in module.readers[name] if not isinstance(node.op, LinearMap)]
+    function = all(isinstance(op, Integrate) or triple_of(op) is not None for op in readers)
+    fits = _bits(ranges.value | ranges.prefix)[1] <= accumulator
+    return train is not None and train.code == "bits" and function and fits

@@ -1,0 +1,1 @@
+"""How each linear op runs in torch, one op a file."""
