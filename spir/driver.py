@@ -1,0 +1,372 @@
+"""compile(), load() and what they return; the only file that picks frontends and backends, and only by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from spir import artifact, pipeline, report
+from spir.backend import Backend, Executable, kept
+from spir.discovery import find, names
+from spir.errors import error, located
+from spir.ir import Module
+from spir.options import build, spelled
+from spir.pipeline import Entry, Stage
+from spir.rewriting import Pass
+from spir.types import Reals, Stored, Tensor
+from spir.verify import verify
+
+CHUNK_BYTES = 256 * 2**20
+CHECKS = ("off", "probes")
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """One value of one run: its type, the stored array, and what it means."""
+
+    type: Tensor
+    stored: Stored
+
+    @property
+    def decoded(self) -> Reals:
+        """The real tensor it stands for, ``[N, *shape]`` float64."""
+        return self.type.decode(self.stored)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Net spikes of each element, summed over frames: ``[N, *shape]``; integers as they are.
+
+        Raises:
+            SpirError[usage]: a real value has no spikes.
+        """
+        self._discrete()
+        stored = np.asarray(self.stored, dtype=np.int64)
+        return stored.sum(axis=0) if self.type.train else stored
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """``[T, N, *shape]``; an integer is one frame.
+
+        Raises:
+            SpirError[usage]: a real value has no frames.
+        """
+        self._discrete()
+        stored = np.asarray(self.stored, dtype=np.int64)
+        return stored if self.type.train else stored[None]
+
+    def _discrete(self) -> None:
+        if str(self.type.encoding) == "real":
+            raise error("usage", "a real value has neither spikes nor frames", fix="read .decoded")
+
+
+@attrs.frozen(eq=False)
+class Context:
+    """What passes see: calibration data, the seed, and a fast way to run modules."""
+
+    data: NDArray[Any] | None
+    seed: int
+
+    def evaluate(self, module: Module, x: NDArray[Any], keep: str = "*") -> Iterator[Mapping[str, Reals]]:
+        """Decoded values of the names that match ``keep``, batch by batch."""
+        executable = backend_of("serial").prepare(module)
+        for start, stop in _chunks(len(x), executable.bytes_per_sample):
+            stored = executable.run(x[start:stop], keep)
+            yield {name: module.types[name].decode(values) for name, values in stored.items()}
+
+
+@attrs.frozen(eq=False)
+class Compiled:
+    """A compiled network: call it, trace it, report on it, save it.
+
+    Attributes:
+        module: the module that runs.
+        backend: the backend that runs it, with its options.
+        journal: one entry a pass.
+        stages: every module on the way; empty after `load`.
+        source: what it was made from: pipeline text, data and its digest, seed.
+        executable: the module, made ready by the backend.
+    """
+
+    module: Module
+    backend: Backend
+    journal: tuple[Entry, ...]
+    stages: tuple[Stage, ...]
+    source: Mapping[str, str]
+    executable: Executable
+
+    def __call__(self, x: Any) -> Any:
+        """Decoded outputs ``[N, *shape]``, float32: an array for an array, a tensor on the same device for a tensor.
+
+        Any batch size; the result does not depend on it, and nothing is remembered between calls.
+
+        Raises:
+            SpirError[data]: an input of the wrong shape or type.
+        """
+        batch = self._batch(x)
+        parts = [p[self.module.output].decoded for p in self._runs(batch, "")]
+        result = np.concatenate(parts).astype(np.float32)
+        return x.float().new_tensor(result) if _is_tensor(x) else result
+
+    def trace(self, x: Any, keep: str = "*") -> dict[str, Trace]:
+        """Every value whose name matches ``keep`` (several patterns are separated by ``|``), and the output.
+
+        Raises:
+            SpirError[data], SpirError[usage]: an input of the wrong shape; a pattern that matches nothing.
+        """
+        parts = list(self._runs(self._batch(x), keep))
+        found: dict[str, Trace] = {}
+        for name in parts[0]:
+            type_ = self.module.types[name]
+            axis = 1 if type_.train else 0
+            found[name] = Trace(type_, np.concatenate([p[name].stored for p in parts], axis=axis))
+        if keep and set(found) <= {self.module.output} and not kept(self.module.output, keep):
+            raise error("usage", f"no value matches {keep!r}", fix=f"names: {', '.join(list(self.module.types)[:12])}")
+        return found
+
+    def report(self, x: Any) -> report.Report:
+        """Spikes, synaptic operations, coverage and the journal, measured on ``x``.
+
+        Raises:
+            SpirError[data]: an input of the wrong shape or type.
+        """
+        batch = self._batch(x)
+        counter = report.Counter(self.module)
+        for part in self._runs(batch, counter.keep):
+            counter.add({name: t.stored for name, t in part.items()})
+        return counter.finish(len(batch), self.journal, self.source, str(self.backend.name))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact folder whole or not at all; an older artifact there is replaced.
+
+        Raises:
+            SpirError[artifact]: a non-empty folder that is no artifact. SpirError[io]: the disk refuses.
+        """
+        backend = f"{self.backend.name}{spelled(self.backend)}"
+        artifact.write(Path(path), artifact.Artifact(self.module, self.journal, backend, dict(self.source)))
+
+    def _batch(self, x: Any) -> NDArray[Any]:
+        batch = _array(x, "the input")
+        shape = self.module.input.type.shape
+        if batch.shape[1:] != shape or not len(batch):
+            raise error(
+                "data",
+                f"the network takes [N, {', '.join(map(str, shape))}], and the input is {list(batch.shape)}",
+                fix="add the batch axis" if batch.shape == shape else "give a batch of that shape",
+            )
+        return batch
+
+    def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
+        for start, stop in _chunks(len(batch), self.executable.bytes_per_sample):
+            stored = self.executable.run(batch[start:stop], keep)
+            yield {name: Trace(self.module.types[name], values) for name, values in stored.items()}
+
+
+def compile(  # noqa: A001 - the word of the field
+    model: Any,
+    passes: str | Iterable[str | Pass] | None = None,
+    *,
+    data: Any = None,
+    example: Any = None,
+    backend: str | Backend = "serial",
+    frontend: str = "auto",
+    check: str = "probes",
+    seed: int = 0,
+    train: Any = None,
+    validation: Any = None,
+    loss: Any = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Compiled:
+    """Reads a model, runs passes on it and prepares a backend.
+
+    Args:
+        model: a trained `torch.nn.Module` (it comes back as it was), or a `spir.ir.Module`.
+        passes: pipeline text such as ``"@stem{bits=8}"``, or a list of texts and passes.
+        data: calibration inputs, model-ready, read once: array, tensor, DataLoader or iterable of ``x`` or ``(x, y)``.
+        example: one batch that fixes the input shape; the first of ``data`` by default.
+        backend: text such as ``"hw{collapse=off}"``.
+        frontend: the frontend's name, or ``auto``.
+        check: ``probes`` holds every pass against its contract on probes; ``off`` does not.
+        seed: of everything random.
+        train: kept for passes that train.
+        validation: kept for passes that train.
+        loss: kept for passes that train.
+        progress: called with the name of each pass as it starts.
+
+    Raises:
+        SpirError: anything that cannot be converted, with its place in the model and the way out.
+    """
+    if passes is None:
+        raise error(
+            "usage",
+            "compile needs passes: what to convert to, and how",
+            fix=f"a recipe: {', '.join(f'@{n}' for n in names('recipes'))}; or passes: {', '.join(names('passes'))}",
+        )
+    if check not in CHECKS:
+        raise error("usage", f"check = {check!r} is unknown", fix=f"one of: {', '.join(CHECKS)}")
+    _check_seed(seed)
+    if not all(given is None for given in (train, validation, loss)):
+        raise error("usage", "train, validation and loss go with passes that train, and none here does")
+    steps = pipeline.resolve(passes)
+    runner = backend if isinstance(backend, Backend) else backend_of(backend)
+    inputs = None if data is None else gather(data)
+    progress("read the model")
+    module = _module(model, inputs if example is None else _array(example, "the example"), frontend)
+    _fits(inputs, module)
+    outcome = pipeline.run(module, steps, Context(inputs, seed), checked=check == "probes", progress=progress)
+    progress(f"prepare {runner.name}")
+    source = {
+        "passes": pipeline.spell(steps, every=True),
+        "data": "none" if inputs is None else f"{len(inputs)} samples, blake2b {_digest(inputs)}",
+        "seed": str(seed),
+        "check": check,
+    }
+    stages = (Stage("frontend", module), *outcome.stages)
+    return Compiled(outcome.module, runner, outcome.journal, stages, source, runner.prepare(outcome.module))
+
+
+def load(path: str | Path, backend: str | Backend | None = None) -> Compiled:
+    """A saved network, on its own backend or another.
+
+    Raises:
+        SpirError[artifact]: not an artifact, a newer one, or a damaged one. SpirError[io]: it cannot be read.
+    """
+    saved = artifact.read(Path(path))
+    chosen = backend if isinstance(backend, Backend) else backend_of(backend or saved.backend)
+    return Compiled(saved.module, chosen, saved.journal, (), saved.source, chosen.prepare(saved.module))
+
+
+def opt(
+    module: Module,
+    passes: str | Iterable[str | Pass],
+    *,
+    data: Any = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> pipeline.Outcome:
+    """Runs passes on a module, without a backend.
+
+    Raises:
+        SpirError: as `compile`.
+    """
+    _check_seed(seed)
+    inputs = None if data is None else gather(data)
+    _fits(inputs, module)
+    return pipeline.run(verify(module), pipeline.resolve(passes), Context(inputs, seed), progress=progress)
+
+
+def backend_of(text: str) -> Backend:
+    """A backend from text such as ``hw{collapse=off}``.
+
+    Raises:
+        SpirError[name], SpirError[option], SpirError[pipeline]
+    """
+    if not isinstance(text, str):
+        raise error("usage", f"a backend is text such as 'serial', not {type(text).__name__}")
+    found = pipeline.settings(text)
+    if len(found) != 1:
+        raise error("usage", f"{text!r} names {len(found)} backends", fix=f"one of: {', '.join(names('backends'))}")
+    (name, values, at), *_ = found
+    with located(at=at):
+        made: object = build(find("backends", name), values)
+    assert isinstance(made, Backend)
+    return made
+
+
+def gather(data: Any) -> NDArray[Any]:
+    """Calibration inputs as one array ``[N, *shape]``; labels of ``(x, y)`` pairs are left out.
+
+    Raises:
+        SpirError[data]: nothing, numbers that are none, samples of unequal shape, NaN or Inf.
+    """
+    if _is_tensor(data) or isinstance(data, np.ndarray):
+        whole = _array(data, "the data")
+    else:
+        try:
+            given = iter(data)
+        except TypeError:
+            raise error(
+                "data",
+                f"data is of type {type(data).__name__}",
+                fix="give an array, a tensor, a DataLoader or an iterable",
+            ) from None
+        batches = [_array(b[0] if isinstance(b, (tuple, list)) and b else b, "the data") for b in given]
+        if not batches:
+            raise error("data", "the calibration data is empty", fix="a few hundred samples are enough")
+        shapes = {b.shape[1:] for b in batches}
+        if len(shapes) > 1 or any(b.ndim < 2 for b in batches):
+            found = ", ".join(sorted({str(list(b.shape)) for b in batches})[:4])
+            raise error(
+                "data",
+                f"batches of the calibration data have shapes {found}",
+                fix="give batches [N, *shape] of one shape",
+            )
+        whole = np.concatenate(batches)
+    if whole.ndim < 2 or not whole.size:
+        raise error(
+            "data", f"the calibration data has shape {list(whole.shape)}", fix="give samples [N, *shape], N >= 1"
+        )
+    if not np.isfinite(whole).all():
+        raise error("data", "the calibration data holds NaN or infinite values", fix="check the preprocessing")
+    return whole
+
+
+def _module(model: Any, example: NDArray[Any] | None, frontend: str) -> Module:
+    if isinstance(model, Module):
+        return verify(model)
+    if example is None:
+        raise error("data", "the input shape is not known", fix="give data=, or example= with one batch")
+    wanted = names("frontends") if frontend == "auto" else [frontend]
+    for name in wanted:
+        reader = find("frontends", name)()
+        if frontend != "auto" or reader.accepts(model):
+            read: Module = reader.read(model, example)
+            return read
+    raise error(
+        "usage", f"no frontend reads a {type(model).__name__}", fix="give a torch.nn.Module, or a module of spir text"
+    )
+
+
+def _check_seed(seed: int) -> None:
+    if type(seed) is not int or seed < 0:
+        raise error("usage", f"seed = {seed!r} is no seed", fix="a whole number, 0 or more")
+
+
+def _fits(inputs: NDArray[Any] | None, module: Module) -> None:
+    if inputs is not None and inputs.shape[1:] != module.input.type.shape:
+        raise error(
+            "data",
+            f"the model takes {list(module.input.type.shape)} a sample, and the data holds {list(inputs.shape[1:])}",
+            fix="give calibration data as the model receives it",
+        )
+
+
+def _is_tensor(x: Any) -> bool:
+    return hasattr(x, "detach") and hasattr(x, "cpu")
+
+
+def _array(x: Any, what: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(x.detach().cpu() if _is_tensor(x) else x)
+    except ValueError:
+        raise error("data", f"{what} is ragged", fix="give batches [N, *shape] of one shape") from None
+    except TypeError as refusal:  # bfloat16 and sparse tensors
+        raise error("data", f"{what} is no array: {refusal}", fix="give a dense float32 array or tensor") from None
+    if array.dtype.kind not in "fiub":
+        raise error("data", f"{what} is of type {array.dtype}, not numbers", fix="give a float array or tensor")
+    return array
+
+
+def _digest(x: NDArray[Any]) -> str:
+    head = f"{x.dtype}{list(x.shape)}".encode()
+    return hashlib.blake2b(head + np.ascontiguousarray(x).tobytes(), digest_size=8).hexdigest()
+
+
+def _chunks(count: int, bytes_per_sample: int) -> Iterator[tuple[int, int]]:
+    size = max(1, CHUNK_BYTES // max(1, bytes_per_sample))
+    return ((start, min(start + size, count)) for start in range(0, count, size))

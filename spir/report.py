@@ -1,0 +1,169 @@
+"""What a compiled network does on given inputs: spikes, synaptic operations, coverage, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from spir.ir import Module, Node
+from spir.ops._linear import LinearMap
+from spir.pipeline import Entry
+from spir.types import Real, Spikes, Stored
+
+SCHEMA = "spir-report/1"
+
+
+@attrs.frozen
+class Layer:
+    """One train: neurons, spikes and synaptic operations a sample, and the share of frames that spike."""
+
+    value: str
+    op: str
+    origin: str
+    neurons: int
+    steps: int
+    spikes: float
+    negative: float
+    rate: float
+    synaptic_operations: float
+
+
+@attrs.frozen
+class Report:
+    """Measured on ``samples`` inputs; one JSON schema, see `json`.
+
+    A synaptic operation is one spike arriving over one synapse; trains that quantisers emit are the input layer and are
+    listed apart.
+    """
+
+    backend: str
+    samples: int
+    layers: tuple[Layer, ...]
+    coverage: Mapping[str, int]
+    reals: tuple[str, ...]
+    journal: tuple[Entry, ...]
+    source: Mapping[str, str]
+
+    @property
+    def spikes(self) -> float:
+        """Spikes a sample, input included."""
+        return sum(layer.spikes for layer in self.layers)
+
+    @property
+    def synaptic_operations(self) -> float:
+        """Synaptic operations a sample, input included."""
+        return sum(layer.synaptic_operations for layer in self.layers)
+
+    def json(self) -> dict[str, Any]:
+        """Plain data of schema ``spir-report/1``."""
+        return {
+            "schema": SCHEMA,
+            **attrs.asdict(self),
+            "spikes": self.spikes,
+            "synaptic_operations": self.synaptic_operations,
+        }
+
+    def __str__(self) -> str:
+        head = f"{'value':<28}{'op':<14}{'neurons':>9}{'frames':>7}{'spikes':>12}{'rate':>8}{'syn. ops':>14}"
+        rows = [
+            f"{layer.value:<28}{layer.op:<14}{layer.neurons:>9}{layer.steps:>7}{layer.spikes:>12.1f}{layer.rate:>8.3f}"
+            f"{layer.synaptic_operations:>14.0f}"
+            for layer in self.layers
+        ]
+        passes = [
+            f"  {e.step}\n      {e.contract}; "
+            + (e.checked if e.relative is None else f"checked on {e.checked}: {_change(e)}")
+            for e in self.journal
+        ]
+        return "\n".join(
+            [
+                f"backend {self.backend}, {self.samples} samples; figures a sample",
+                head,
+                *rows,
+                f"{'total':<28}{'':<14}{'':>9}{'':>7}{self.spikes:>12.1f}{'':>8}{self.synaptic_operations:>14.0f}",
+                "coverage: " + ", ".join(f"{count} {kind}" for kind, count in self.coverage.items()),
+                f"real values: {', '.join(self.reals) or 'none'}",
+                "passes:",
+                *passes,
+                "made from: " + "; ".join(f"{k} {v}" for k, v in self.source.items() if k != "passes"),
+            ]
+        )
+
+
+def _change(entry: Entry) -> str:
+    if not entry.relative:
+        return "nothing changed"
+    return f"%{entry.value} changed most, by {entry.relative:.3g} of its range"
+
+
+def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
+    """For every value, the synaptic paths that leave each element towards neurons or the readout, ``[*shape]``."""
+    paths = {name: np.zeros(t.shape, dtype=np.int64) for name, t in module.types.items()}
+    for node in reversed(module.nodes):
+        shapes = [module.types[o].shape for o in node.operands]
+        if isinstance(node.op, LinearMap):
+            # What nobody integrates still leaves over one path an element.
+            found = node.op.synapses(_ends(module, node, paths), *shapes)
+            for operand, extra in zip(node.operands, found, strict=True):
+                paths[operand] = paths[operand] + extra
+    return paths
+
+
+def _ends(module: Module, node: Node, paths: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    arrives = any(not isinstance(reader.op, LinearMap) for reader in module.readers[node.result])
+    return paths[node.result] + int(arrives or node.result == module.output)
+
+
+class Counter:
+    """Adds up what trains did, batch by batch."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._nodes = [n for n in module.nodes if isinstance(n.type.encoding, Spikes) and not _relabels(n)]
+        self._paths = synapses(module)
+        self._spikes = {n.result: np.zeros(n.type.shape, dtype=np.int64) for n in self._nodes}
+        self._negative = dict.fromkeys(self._spikes, 0)
+
+    @property
+    def keep(self) -> str:
+        """The pattern of the values to look at."""
+        return "|".join(n.result for n in self._nodes)
+
+    def add(self, stored: Mapping[str, Stored]) -> None:
+        """One batch of stored trains."""
+        for name, total in self._spikes.items():
+            total += np.abs(stored[name]).sum(axis=(0, 1), dtype=np.int64)
+            self._negative[name] += int((stored[name] < 0).sum())
+
+    def finish(self, samples: int, journal: tuple[Entry, ...], source: Mapping[str, str], backend: str) -> Report:
+        """The report of everything added."""
+        layers = tuple(self._layer(node, samples) for node in self._nodes)
+        kinds: dict[str, int] = {}
+        for type_ in self._module.types.values():
+            kind = type(type_.encoding).__name__.lower()
+            kinds[kind] = kinds.get(kind, 0) + 1
+        reals = tuple(n for n, t in self._module.types.items() if isinstance(t.encoding, Real))
+        return Report(backend, samples, layers, dict(sorted(kinds.items())), reals, journal, source)
+
+    def _layer(self, node: Node, samples: int) -> Layer:
+        spikes = self._spikes[node.result]
+        operations = int((spikes * self._paths[node.result]).sum())
+        return Layer(
+            value=node.result,
+            op=str(node.op.name),
+            origin=str(node.origin),
+            neurons=node.type.size,
+            steps=node.type.steps,
+            spikes=int(spikes.sum()) / samples,
+            negative=self._negative[node.result] / samples,
+            rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
+            synaptic_operations=operations / samples,
+        )
+
+
+def _relabels(node: Node) -> bool:
+    return isinstance(node.op, LinearMap)
