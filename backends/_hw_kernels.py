@@ -16,13 +16,14 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from spir.ops._linear import LinearMap, channelwise
+from spir.ops._neuron import Neuron
+from spir.ops._threshold import Triple
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
 from spir.ops.conv2d import Conv2d
 from spir.ops.flatten import Flatten
 from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.linear import Linear
-from spir.ops.neuron_stem import NeuronStem
 from spir.ops.pad import Pad
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
@@ -323,16 +324,9 @@ class Law:
             np.floor_divide(work, self.div, out=work)
 
 
-def triple_of(op: object) -> tuple[Any, Any, int, int, int] | None:
-    """The law of an op that is one function of the decoded value; a neuron whose result hangs on its frames has none.
-
-    Frames may be merged into one product in front of such ops only.
-    """
-    if isinstance(op, NeuronStem):
-        return op.mul, op.add, op.div, *op.clip
-    if isinstance(op, Requant):
-        return op.mul, op.add, op.div, op.lo, op.hi
-    return None
+def triple_of(op: object) -> Triple | None:
+    """The law of an op that is one function of the decoded value; frames may be merged in front of such ops only."""
+    return op.triple if isinstance(op, (Neuron, Requant)) else None
 
 
 def law(op: object, shape: Shape, z: Interval) -> Law:

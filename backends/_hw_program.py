@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 import numpy as np
 
-from spir.backend import kept
 from spir.backends._hw_kernels import (
     FLOAT64,
     INT64,
@@ -28,7 +27,7 @@ from spir.backends._hw_kernels import (
     triple_of,
 )
 from spir.backends._hw_threads import share, workers
-from spir.ir import Array, Module, Node
+from spir.ir import Array, Module, Node, kept
 from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
 from spir.ops.avg_pool import AvgPool

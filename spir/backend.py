@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from spir.errors import SpirError, raise_all
 from spir.ir import Module
-from spir.ir import kept as kept  # noqa: PLC0414 - backends need it
 from spir.types import Stored
 
 

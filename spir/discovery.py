@@ -30,7 +30,6 @@ def owners(kind: str) -> dict[str, str | EntryPoint]:
     package = importlib.import_module(f"spir.{kind}")
     found: dict[str, str | EntryPoint] = {}
     for info in pkgutil.iter_modules(package.__path__):
-        # A folder is a plug-in only if it says so by a `plugin` attribute-free convention: single files are.
         if not info.name.startswith("_") and not info.ispkg:
             found[spelled(kind, info.name)] = f"spir.{kind}.{info.name}"
     for point in entry_points(group=f"spir.{kind}"):

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir import artifact, pipeline, report
-from spir.backend import Backend, Executable, kept
+from spir.backend import Backend, Executable
 from spir.discovery import find, names
 from spir.errors import error, located
-from spir.ir import Module
+from spir.ir import Module, kept
 from spir.options import build, spelled
 from spir.pipeline import Entry, Stage
 from spir.rewriting import Pass

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 import attrs
 
 from spir.ir import Array, Op
+from spir.ops._threshold import Triple
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
@@ -36,6 +37,14 @@ class Neuron(Op):
 
     spikes: ClassVar[bool] = True
     code: ClassVar[str]
+
+    @property
+    def triple(self) -> Triple | None:
+        """The law, where the neuron is one function of the decoded value; None where its frames matter.
+
+        Only in front of a neuron with a law may a backend merge frames into one product.
+        """
+        return None
 
     def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
         """The output frames, given the input frames one by one; both are integer arrays ``[N, *shape]``."""

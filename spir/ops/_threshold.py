@@ -16,6 +16,9 @@ from spir.ir import Array
 from spir.ops._linear import channelwise
 from spir.types import Integers, Interval, Shape, Tensor, check_register
 
+Triple = tuple[Array, Array, int, int, int]
+"""``mul, add, div, lo, hi`` of the law."""
+
 
 def check_triple(mul: Array, add: Array, div: int, shape: Shape, x: Tensor) -> None:
     """Integer constants of fitting shapes, a positive divisor, and no product beyond 64 bits.

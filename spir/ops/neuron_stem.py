@@ -11,7 +11,7 @@ import numpy as np
 from spir.errors import error
 from spir.ir import Array
 from spir.ops._neuron import ArrayNamespace, Neuron
-from spir.ops._threshold import check_triple, law, law_bounds
+from spir.ops._threshold import Triple, check_triple, law, law_bounds
 from spir.ops.encode import Encode, bits
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
@@ -43,6 +43,11 @@ class NeuronStem(Neuron):
     def clip(self) -> tuple[int, int]:
         """The clip range that b bits realise."""
         return Spikes.limits(self.bits, "bits", signed=self.signed)
+
+    @property
+    def triple(self) -> Triple:
+        """STEM decodes before it decides (Theorem STEM-3)."""
+        return self.mul, self.add, self.div, *self.clip
 
     def infer(self, *types: Tensor) -> Tensor:
         """A bit-coded train or current of any length to ``bits`` frames."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from spir.errors import error
 from spir.ir import Array, Op
-from spir.ops._threshold import check_triple, law, law_bounds
+from spir.ops._threshold import Triple, check_triple, law, law_bounds
 from spir.types import Int, Interval, Scale, Stored, Tensor
 
 
@@ -29,6 +29,11 @@ class Requant(Op):
     lo: int
     hi: int
     scale: float = attrs.field(converter=float)
+
+    @property
+    def triple(self) -> Triple:
+        """The numbers of the law."""
+        return self.mul, self.add, self.div, self.lo, self.hi
 
     def infer(self, *types: Tensor) -> Tensor:
         """Integers to integers."""
