@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import ClassVar
 
 import attrs
@@ -27,8 +28,13 @@ class _Tail:
     @classmethod
     def of(cls, values: Reals, keep: int) -> _Tail:
         """The ends of one shard."""
-        flat = np.sort(values, axis=None)
-        return cls(flat[:keep], flat[-keep:])
+        flat = values.reshape(-1)
+        if keep == 1:
+            return cls(flat.min(keepdims=True), flat.max(keepdims=True))
+        if keep >= flat.size:
+            return cls(np.sort(flat), np.sort(flat))
+        split = np.partition(flat, (keep - 1, flat.size - keep))
+        return cls(np.sort(split[:keep]), np.sort(split[-keep:]))
 
     def merge(self, other: _Tail, keep: int) -> _Tail:
         """The ends of both shards."""
@@ -79,7 +85,7 @@ class CalibrateRange(Pass):
 
     def _measure(self, module: Module, context: Context, watched: set[str]) -> dict[str, tuple[float, float]]:
         assert context.data is not None  # run refused
-        outside = 0.0 if self.method == "max" else 1 - self.percentile / 100
+        outside = 0 if self.method == "max" else 1 - Fraction(str(self.percentile)) / 100  # as the decimal reads
         keep = {n: 1 + int(outside * len(context.data) * module.types[n].size) for n in watched}
         tails: dict[str, _Tail] = {}
         for values in context.evaluate(module, context.data, "|".join(sorted(watched))):

@@ -37,14 +37,15 @@ class Canonicalize(Pass):
             isinstance(node.op, Relu) and source is not None and isinstance(source.op, Relu)
         ):
             return operand if node.result != rewriter.module.output or source is not None else None
-        if not isinstance(node.op, Conv2d) or source is None or not isinstance(source.op, Pad):
+        if not isinstance(node.op, Conv2d):
             return None
-        before, after, *space = source.op.pads
-        if before or after or len(space) != 4:
-            return None
-        padding = tuple(p + q for p, q in zip(node.op.padding, space, strict=True))
-        op = attrs.evolve(node.op, padding=(padding[0], padding[1], padding[2], padding[3]))
-        return rewriter.emit(op, *source.operands, name=node.result, origin=node.origin)
+        op = node.op
+        while source is not None and isinstance(source.op, Pad) and not any(source.op.pads[:2]):
+            _, _, top, bottom, left, right = (p + q for p, q in zip((0, 0, *op.padding), source.op.pads, strict=True))
+            op = attrs.evolve(op, padding=(top, bottom, left, right))
+            operand = source.operands[0]
+            source = rewriter.definition(operand)
+        return rewriter.emit(op, operand, name=node.result, origin=node.origin) if op != node.op else None
 
     @staticmethod
     def _does_nothing(node: Node, rewriter: Rewriter) -> bool:

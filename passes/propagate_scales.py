@@ -159,7 +159,7 @@ class _Walk:
         type_ = self.rewriter.type(x.value)
         ratios = [s / Fraction(op.scale) for s in scale_of(type_).known]
         largest = max(ratios)
-        shift = self.step_.bits - 1 - math.floor(math.log2(largest))
+        shift = min(self.step_.bits - 1 - math.floor(math.log2(largest)), REGISTER_BITS - 1)
         while round(largest * Fraction(2) ** shift) >= 2**self.step_.bits:
             shift -= 1
         bias = None if x.bias is None else per_channel(x.bias) / op.scale
@@ -225,16 +225,17 @@ class _Walk:
         ranges = [t.encoding for t, code in zip(types, codes, strict=True) if code]
         bits = max((_bits(e) for e in ranges if isinstance(e, Int)), default=8)
         top = 2 ** (bits - 1) - 1
-        step: float | None = None
+        step = float(np.float32(max(self.reach[name] for name in node.operands) / top)) or 1.0
         if any(codes):
-            step = scale_of(types[codes.index(True)]).floats()[0]
+            step = float(scale_of(types[codes.index(True)]).floats()[0])
         met = []
-        for name, operand, code in zip(node.operands, operands, codes, strict=True):
+        for name, operand, type_, code in zip(node.operands, operands, types, codes, strict=True):
             if code:
                 met.append(operand)
                 continue
-            wanted = max(self.reach[name], np.finfo(np.float32).tiny) / top
-            step = float(np.float32(wanted)) if step is None else step
+            # a branch that hardly reaches anything: no finer than the multipliers express, nor than the sum can show
+            finest = max(step / 2**12, float(max(scale_of(type_).known)) / 2 ** (self.step_.bits - 2))
+            wanted = max(self.reach[name] / top, finest)
             own = step * 2.0 ** math.ceil(math.log2(wanted / step))
             fresh = self.rewriter.fresh(f"{operand.value}.code")
             met.append(_Carried(self.requant(node, Quantize(own, -top - 1, top), operand, fresh)))
@@ -259,6 +260,13 @@ class _Walk:
                 steps = per_channel(x.bias) / scale_of(self.rewriter.type(x.value)).floats().reshape(
                     (-1,) + (1,) * (per_channel(x.bias).ndim - 1)
                 )
+                if np.abs(steps).max() >= 2.0**REGISTER_BITS:
+                    raise error(
+                        "E-VRANGE",
+                        f"the bias of %{old} is {np.abs(steps).max():.3g} steps of its sum, and registers have 64 bits",
+                        from_=str(origin),
+                        fix="fewer bits for activations or weights",
+                    )
                 bias = Array.of(np.floor(steps + 0.5).astype(np.int64))
                 self.rewriter.emit(Integrate(bias), x.value, name=old, origin=origin)
             else:

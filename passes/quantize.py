@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spir.contracts import Calibrated, Contract
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node
+from spir.ops._linear import LinearMap
 from spir.ops.clip import Clip
 from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
@@ -26,6 +27,7 @@ from spir.types import Real, Reals
 class Quantize(Pass):
     """clip -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
 
+    Where another sum over channels reads the result before any activation, the channels share one weight_scale.
     Signed ranges (the input's among them) take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is always code 0. Scales are
     rounded to float32, so that the product of two is an exact float64.
     """
@@ -62,7 +64,8 @@ class Quantize(Pass):
                 rewriter.emit(op, operand, name=code, origin=node.origin)
                 return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
             case Conv2d(weight_scale=None) | Linear(weight_scale=None):
-                codes, scale = quantise_weight(node.op.weight.values, self.weights or self.bits)
+                together = read_by_a_sum(node.result, rewriter.module)
+                codes, scale = quantise_weight(node.op.weight.values, self.weights or self.bits, together=together)
                 op_ = attrs.evolve(node.op, weight=Array.of(codes), weight_scale=Array.of(scale))
                 return rewriter.emit(op_, *map(rewriter.now, node.operands), name=node.result, origin=node.origin)
         return None
@@ -80,10 +83,28 @@ def short(scale: float) -> float:
     return float(np.float32(scale)) or float(np.finfo(np.float32).tiny)
 
 
-def quantise_weight(weight: Reals, bits: int) -> tuple[NDArray[np.int64], Reals]:
-    """Integers in -(2^(b-1)-1)..2^(b-1)-1 and one scale an output channel; a dead channel takes a live one's scale."""
+def read_by_a_sum(name: str, module: Module) -> bool:
+    """Whether a sum over channels reads a value before any activation, so that its channels must share one scale."""
+    found = [name]
+    for value in found:
+        for reader in module.readers[value]:
+            match reader.op:
+                case Linear():
+                    return True
+                case Conv2d(groups=groups) if groups < module.types[value].shape[0]:
+                    return True
+                case LinearMap() if reader.result not in found:
+                    found.append(reader.result)
+    return False
+
+
+def quantise_weight(weight: Reals, bits: int, *, together: bool = False) -> tuple[NDArray[np.int64], Reals]:
+    """Integers in -(2^(b-1)-1)..2^(b-1)-1 and one scale an output channel; a dead channel takes a live one's scale.
+
+    With ``together`` all channels share one scale.
+    """
     top = 2 ** (bits - 1) - 1
-    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    largest = np.abs(weight.reshape(1 if together else len(weight), -1)).max(axis=1)
     live = largest[largest > 0]
     largest = np.where(largest > 0, largest, live.max() if live.size else 1.0)
     scale = np.array([short(v) for v in largest / top])

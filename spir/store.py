@@ -25,9 +25,9 @@ def to_bytes(arrays: Mapping[str, Array]) -> bytes:
 def _narrow(array: Array) -> np.ndarray:
     values = array.values
     if not array.integral or not values.size:
-        return np.ascontiguousarray(values)
+        return values
     kind = next(k for k in _INTEGERS if np.iinfo(k).min <= values.min() and values.max() <= np.iinfo(k).max)
-    return np.ascontiguousarray(values.astype(kind))
+    return values.astype(kind)
 
 
 def from_bytes(content: bytes, path: Path) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from spir.backends import _hw_threads as threads
 from spir.backends.hw import Hw
 from spir.discovery import find, names
 from spir.errors import SpirError
-from spir.ir import Array, Module, Node, Op, Origin, Value, infer
+from spir.ir import Array, Module, infer
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
@@ -30,44 +30,11 @@ from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
-from spir.types import Current, Int, Interval, Real, Scale, Spikes, Tensor, weights
-from spir.verify import verify
+from spir.types import Current, Int, Interval, Real, Scale, Spikes, Tensor
+from tests.conformance.cases import module_of, stored_input
 
 MODES = ("auto", "off")
 HW_OPS = [*(cls.name for cls in kernels.KERNELS), "encode", "integrate", "neuron_stem", "quantize", "requant"]
-
-
-def module_of(source: Tensor, *lines: tuple[str, Op, str]) -> Module:
-    """A module from lines ``(result, op, "operand operand")`` on the input ``x``."""
-    types, nodes = {"x": source}, []
-    for result, op, operands in lines:
-        read = tuple(operands.split())
-        types[result] = infer(op, tuple(types[name] for name in read))
-        nodes.append(Node(result, op, read, types[result], Origin("net." + result)))
-    return verify(Module(Value("x", source), tuple(nodes), lines[-1][0]))
-
-
-def stored_input(type_: Tensor, rng: np.random.Generator, n: int = 7) -> np.ndarray:
-    """Random stored values of a type, the range ends among them."""
-    encoding, shape = type_.encoding, (n, *type_.shape)
-    if isinstance(encoding, Real):
-        x = rng.integers(-4000, 4001, shape) / 8  # ties of scales that are powers of two
-        x[n // 2 :] += rng.standard_normal((n - n // 2, *type_.shape))
-        return x
-    value = rng.integers(encoding.lo, encoding.hi, shape, endpoint=True)
-    value[0], value[1] = encoding.lo, encoding.hi
-    if isinstance(encoding, Int):
-        return value
-    steps = encoding.steps
-    if isinstance(encoding, Spikes) and encoding.code == "bits":
-        frames = np.stack([(value >> (steps - 1 - t)) & 1 for t in range(steps)])
-        frames[0] *= -1 if encoding.lo < 0 else 1
-        return frames
-    if encoding.code == "sorted":
-        return np.stack([np.sign(value) * (np.abs(value) > t) for t in range(steps)])
-    frames = rng.integers(*encoding.frame, (steps, *shape), endpoint=True)
-    total = np.tensordot(np.array(weights(encoding.code, steps)), frames, axes=1)
-    return frames * ((total >= encoding.lo) & (total <= encoding.hi))
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> None:
