@@ -197,7 +197,7 @@ def run(
                 contract=str(step.contract()),
                 checked=label,
                 largest=worst.largest if worst else None,
-                relative=worst.relative if worst else None,
+                relative=worst.relative if worst and math.isfinite(worst.relative) else None,
                 value=worst.value if worst else "",
                 before=_census(module),
                 after=_census(after),

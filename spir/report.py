@@ -76,7 +76,7 @@ class Report:
         ]
         passes = [
             f"  {e.step}\n      {e.contract}; "
-            + (e.checked if e.relative is None else f"checked on {e.checked}: {_change(e)}")
+            + (e.checked if e.largest is None else f"checked on {e.checked}: {_change(e)}")
             for e in self.journal
         ]
         return "\n".join(
@@ -95,27 +95,26 @@ class Report:
 
 
 def _change(entry: Entry) -> str:
-    if not entry.relative:
+    if not entry.largest:
         return "nothing changed"
-    return f"%{entry.value} changed most, by {entry.relative:.3g} of its range"
+    share = "where it was 0" if entry.relative is None else f"{entry.relative:.3g} of its range"
+    return f"%{entry.value} changed most, by {entry.largest:.3g}, {share}"
 
 
 def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
     """For every value, the synaptic paths that leave each element towards neurons or the readout, ``[*shape]``."""
-    paths = {name: np.zeros(t.shape, dtype=np.int64) for name, t in module.types.items()}
+    paths = {name: np.full(t.shape, int(_ends(module, name)), dtype=np.int64) for name, t in module.types.items()}
     for node in reversed(module.nodes):
-        shapes = [module.types[o].shape for o in node.operands]
         if isinstance(node.op, LinearMap):
-            # What nobody integrates still leaves over one path an element.
-            found = node.op.synapses(_ends(module, node, paths), *shapes)
-            for operand, extra in zip(node.operands, found, strict=True):
-                paths[operand] = paths[operand] + extra
+            found = node.op.synapses(paths[node.result], *(module.types[o].shape for o in node.operands))
+            for operand, more in zip(node.operands, found, strict=True):
+                paths[operand] = paths[operand] + more
     return paths
 
 
-def _ends(module: Module, node: Node, paths: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    arrives = any(not isinstance(reader.op, LinearMap) for reader in module.readers[node.result])
-    return paths[node.result] + int(arrives or node.result == module.output)
+def _ends(module: Module, name: str) -> bool:
+    """Whether a value arrives: something else than a linear op reads it, or the user does."""
+    return name == module.output or any(not isinstance(n.op, LinearMap) for n in module.readers[name])
 
 
 class Counter:
