@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
-from spir.ops._threshold import Triple
+from spir.ops._threshold import Triple, divisors
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
 from spir.ops.conv2d import Conv2d
@@ -291,7 +291,7 @@ class Law:
     dtype: Number
     mul: Numbers
     add: Numbers
-    div: int
+    div: Numbers | None
     lo: int
     hi: int
     rows: bool
@@ -308,20 +308,17 @@ class Law:
         flat = work.reshape(-1, len(self.mul)) if self.rows else work
         np.multiply(flat, self.mul, out=flat)
         np.add(flat, self.add, out=flat)
-        self._floor(work)
+        self._floor(flat)
         np.clip(work, self.lo, self.hi, out=work)
         np.copyto(out, work, casting="unsafe")
 
     def _floor(self, work: Numbers) -> None:
-        power = self.div & (self.div - 1) == 0
-        if self.dtype != INT64:
-            if self.div > 1:
-                np.divide(work, self.div, out=work)
-            np.floor(work, out=work)
-        elif power:
-            np.right_shift(work, self.div.bit_length() - 1, out=work)
-        else:
+        if self.dtype == INT64:
             np.floor_divide(work, self.div, out=work)
+            return
+        if self.div is not None:
+            np.divide(work, self.div, out=work)
+        np.floor(work, out=work)
 
 
 def triple_of(op: object) -> Triple | None:
@@ -333,23 +330,24 @@ def law(op: object, shape: Shape, z: Interval) -> Law:
     """The law of an op with a triple, for values within ``z``, in the fastest exact type."""
     triple = triple_of(op)
     assert triple is not None  # the plan asked before
-    mul, add, div, lo, hi = triple
+    mul, add, by, lo, hi = triple
+    div = divisors(by)
     full = mul.values.ndim > 1 or add.values.ndim > 1
-    dtype, window = carrier(_widest(mul.values, add.values, z) + div), None
+    dtype, window = carrier(_widest(mul.values, add.values, z) + int(div.max())), None
     if dtype == INT64 and not full:
         ends = _unsaturated(mul.values, add.values, div, lo, hi, z.broadcast(shape[0]))
-        narrowed = carrier(_widest(mul.values, add.values, ends) + div)
+        narrowed = carrier(_widest(mul.values, add.values, ends) + int(div.max()))
         if narrowed != INT64:
             kind = carrier(z.magnitude)
             window = aligned(ends.lo.astype(kind), shape), aligned(ends.hi.astype(kind), shape)
             dtype = narrowed
-    factors, offsets = (aligned(a.values.astype(dtype), shape) for a in (mul, add))
-    if dtype != INT64 and div & (div - 1) == 0:
-        factors, offsets, div = factors / dtype.type(div), offsets / dtype.type(div), 1
+    factors, offsets, parts = (aligned(a.astype(dtype), shape) for a in (mul.values, add.values, div))
     rows = len(shape) == 3 and not full
     if rows:
-        factors, offsets = (np.tile(np.broadcast_to(c, shape[:1]), shape[2]) for c in (factors, offsets))
-    return Law(dtype, factors, offsets, div, lo, hi, rows, window)
+        factors, offsets, parts = (np.tile(np.broadcast_to(c, shape[:1]), shape[2]) for c in (factors, offsets, parts))
+    if dtype != INT64 and not (div & (div - 1)).any():
+        return Law(dtype, factors / parts, offsets / parts, None, lo, hi, rows, window)
+    return Law(dtype, factors, offsets, parts, lo, hi, rows, window)
 
 
 def _widest(mul: Numbers, add: Numbers, z: Interval) -> int:
@@ -360,12 +358,12 @@ def _widest(mul: Numbers, add: Numbers, z: Interval) -> int:
     return int((factors * np.maximum(abs(z.lo), abs(z.hi)) + offsets).max())
 
 
-def _unsaturated(mul: Numbers, add: Numbers, div: int, lo: int, hi: int, z: Interval) -> Interval:
+def _unsaturated(mul: Numbers, add: Numbers, by: Numbers, lo: int, hi: int, z: Interval) -> Interval:
     """Values cut to where the law moves, and one step beyond on either side: there the clamp gives the right end."""
     lows, highs = [], []
     channels = len(z.lo)
-    factors, offsets = (np.broadcast_to(a, (channels,)).tolist() for a in (mul, add))
-    for m, a, low, high in zip(factors, offsets, z.lo, z.hi, strict=True):
+    constants = (np.broadcast_to(a, (channels,)).tolist() for a in (mul, add, by))
+    for m, a, div, low, high in zip(*constants, z.lo, z.hi, strict=True):
         if m:
             # With m < 0 the law of -z has the multiplier -m.
             first, last = -((a - lo * div) // abs(m)) - 1, ((hi + 1) * div - 1 - a) // abs(m) + 1

@@ -16,11 +16,18 @@ from spir.ir import Array
 from spir.ops._linear import channelwise
 from spir.types import Integers, Interval, Shape, Tensor, check_register
 
-Triple = tuple[Array, Array, int, int, int]
+Divisor = int | Array
+"""One for all channels, or one a channel."""
+Triple = tuple[Array, Array, Divisor, int, int]
 """``mul, add, div, lo, hi`` of the law."""
 
 
-def check_triple(mul: Array, add: Array, div: int, shape: Shape, x: Tensor) -> None:
+def divisors(div: Divisor) -> Integers:
+    """``[1]`` or ``[C]``."""
+    return np.array([div], dtype=np.int64) if isinstance(div, int) else np.asarray(div.values, dtype=np.int64)
+
+
+def check_triple(mul: Array, add: Array, div: Divisor, shape: Shape, x: Tensor) -> None:
     """Integer constants of fitting shapes, a positive divisor, and no product beyond 64 bits.
 
     Raises:
@@ -33,9 +40,12 @@ def check_triple(mul: Array, add: Array, div: int, shape: Shape, x: Tensor) -> N
                 f"{label} {list(array.values.shape)} of {array.values.dtype} is not integers of shape [1], [{shape[0]}]"
                 f" or {list(shape)}",
             )
-    if div < 1:
-        raise error("type", f"div = {div} is not positive")
-    check_register(Interval.of(0, div), "div")
+    if isinstance(div, int):
+        check_register(Interval.of(0, max(div, 0)), "div")
+    elif not div.integral or div.values.shape not in ((1,), (shape[0],)):
+        raise error("type", f"div {list(div.values.shape)} is not integers of shape [1] or [{shape[0]}]")
+    if divisors(div).min() < 1:
+        raise error("type", f"div = {divisors(div).min()} is not positive")
     check_register(products(mul, add, x.range), "mul * z + add")
 
 
@@ -50,13 +60,18 @@ def products(mul: Array, add: Array, x: Interval) -> Interval:
     return Interval(scaled.lo + offsets, scaled.hi + offsets)
 
 
-def law_bounds(mul: Array, add: Array, div: int, lo: int, hi: int, x: Interval) -> Interval:
+def law_bounds(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interval) -> Interval:
     """Bounds of the law from bounds of z."""
-    return products(mul, add, x).map(lambda ends: np.clip(ends // div, lo, hi))
+    found = products(mul, add, x)
+    by = divisors(div).astype(object)
+    if len(found.lo) == 1 and len(by) > 1 and (mul.values.ndim > 1 or add.values.ndim > 1):
+        ends = [end // d for end in found.hull for d in (min(by), max(by))]
+        found, by = Interval.of(min(ends), max(ends)), 1
+    return found.map(lambda ends: np.clip(ends // by, lo, hi))
 
 
-def law(z: Integers, mul: Array, add: Array, div: int, lo: int, hi: int) -> Integers:
+def law(z: Integers, mul: Array, add: Array, div: Divisor, lo: int, hi: int) -> Integers:
     """The law on ``[N, C, ...]`` integers."""
     rank = z.ndim - 1
     exact: NDArray[Any] = channelwise(mul.values, rank) * z + channelwise(add.values, rank)
-    return np.asarray(np.clip(np.floor_divide(exact, div), lo, hi), dtype=np.int64)
+    return np.asarray(np.clip(np.floor_divide(exact, channelwise(divisors(div), rank)), lo, hi), dtype=np.int64)

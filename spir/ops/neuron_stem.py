@@ -35,7 +35,7 @@ class NeuronStem(Neuron):
     bits: int
     mul: Array
     add: Array
-    div: int
+    div: int | Array
     scale: float = attrs.field(converter=float)
     signed: bool = False
 
@@ -76,7 +76,8 @@ class NeuronStem(Neuron):
         potential = first
         for current in currents:
             potential = potential * 2 + current
-        potential = (potential * xp.constant(self.mul, first) + xp.constant(self.add, first)) // self.div
+        div = self.div if isinstance(self.div, int) else xp.constant(self.div, first)
+        potential = (potential * xp.constant(self.mul, first) + xp.constant(self.add, first)) // div
         for t in range(self.bits):
             threshold = 2 ** (self.bits - 1 - t)
             if self.signed and t == 0:

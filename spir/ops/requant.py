@@ -16,7 +16,9 @@ from spir.types import Int, Interval, Scale, Stored, Tensor
 
 @attrs.frozen
 class Requant(Op):
-    """``clamp(floor((mul z + add) / div), lo, hi)`` on integers, ``mul`` and ``add`` ``[1]``, ``[C]`` or full shape.
+    """``clamp(floor((mul z + add) / div), lo, hi)`` on integers, ``mul`` and ``add`` ``[1]``, ``[C]`` or full shape;
+    ``div`` is one number, or one per channel.
+
 
     The result counts steps of ``scale``. Source: the STEM law of SDANN eqs 8-10 and 19, with the 1/2 of round-half-up
     inside ``add`` (reconstruction of the numbered equations, proved as a law).
@@ -25,7 +27,7 @@ class Requant(Op):
     name: ClassVar[str] = "requant"
     mul: Array
     add: Array
-    div: int
+    div: int | Array
     lo: int
     hi: int
     scale: float = attrs.field(converter=float)
@@ -58,6 +60,8 @@ class Requant(Op):
         ties = cls(mul=Array.of([1]), add=Array.of([2]), div=4, lo=0, hi=15, scale=0.25)
         yield ties, (x,)
         yield attrs.evolve(ties, mul=Array.of([3, -2, 0]), add=Array.of([-5, 7, 9]), div=7), (x,)
+        yield attrs.evolve(ties, mul=Array.of([3, -2, 5]), div=Array.of([4, 7, 1])), (x,)
+        yield attrs.evolve(ties, mul=Array.of([3, -2, 5]), div=Array.of([4, 8, 1])), (x,)
         signed = cls(
             mul=Array.of([1]), add=Array.of([[[k - 6, k] for k in range(2)]] * 3), div=2, lo=-8, hi=7, scale=1.0
         )

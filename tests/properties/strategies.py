@@ -32,7 +32,19 @@ from spir.types import Real, Reals, Tensor
 from spir.verify import verify
 
 SAMPLES = 6
-DATA = ("normal", "normal", "normal", "uniform", "image", "tiny", "one sample", "constant", "zeros")
+DATA = (
+    "normal",
+    "normal",
+    "normal",
+    "normal",
+    "uniform",
+    "uniform",
+    "image",
+    "tiny",
+    "one sample",
+    "constant",
+    "zeros",
+)
 
 
 def bounded(examples: int) -> settings:
@@ -135,7 +147,7 @@ class Builder:
         fan_in = int(np.prod(shape[1:]))
         reach = 3.0 if self.wild else 0.3
         channels = 10.0 ** self.rng.uniform(-reach, reach, shape[0])
-        if self.chance(0.12):
+        if self.chance(0.08):
             channels[self.rng.integers(0, shape[0], max(1, shape[0] // 2))] = 0
         if self.chance(0.03):
             channels[:] = 0
@@ -147,7 +159,7 @@ class Builder:
         if not self.chance(share):
             return None
         values = 0.3 * self.rng.standard_normal(size)
-        if self.chance(0.1):
+        if self.chance(0.06):
             values[self.rng.integers(0, size)] = -1e4
         if self.chance(0.03):
             values = -np.abs(values) - 1e3
