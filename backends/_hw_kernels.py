@@ -313,7 +313,7 @@ class Law:
         np.copyto(out, work, casting="unsafe")
 
     def _floor(self, work: Numbers) -> None:
-        if self.dtype == INT64:
+        if self.div is not None and self.dtype == INT64:
             np.floor_divide(work, self.div, out=work)
             return
         if self.div is not None:

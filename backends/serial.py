@@ -179,8 +179,13 @@ class _Executable:
 
 @contextmanager
 def _quiet(device: torch.device) -> Iterator[torch.device]:
-    """No gradients, and no autocast of a caller, which would round integers."""
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    """No gradients, no autocast of a caller and none of the kernels that transform their inputs: they would round."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.is_available()),
+        torch.backends.nnpack.flags(enabled=False),
+    ):
         yield device
 
 

@@ -48,6 +48,7 @@ class CalibrateRange(Pass):
     """relu -> clip{0, hi}; the input -> clip{lo, hi}: ranges that the calibration data reach.
 
     ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end.
+    A value that the data leave at 0 takes the widest range of the network, so that its scale is a live one.
     """
 
     name: ClassVar[str] = "calibrate-range"
@@ -67,19 +68,22 @@ class CalibrateRange(Pass):
         if isinstance(module.input.type.encoding, Real):
             watched.add(module.input.name)
         ends = self._measure(module, context, watched)
+        live = max((max(-low, high) for low, high in ends.values()), default=0.0) or 1.0
         rewriter = Rewriter(module, self.name)
         if module.input.name in ends:
-            lo, hi = ends[module.input.name]
+            low, high = ends[module.input.name]
             name = rewriter.fresh(f"{module.input.name}.clip")
             origin = module.readers[module.input.name][0].origin if module.readers[module.input.name] else None
-            clip = Clip(Array.of([min(lo, 0.0)]), Array.of([max(hi, 0.0)]))
+            top = max(high, 0.0) if low or high else live
+            clip = Clip(Array.of([min(low, 0.0)]), Array.of([top]))
             clipped = rewriter.emit(clip, module.input.name, name=name, origin=rewriter.origin(origin, "input"))
             rewriter.replace(module.input.name, clipped)
         for node in module.nodes:
             if node.result not in watched:
                 rewriter.keep(node)
                 continue
-            clip = Clip(Array.of([0.0]), Array.of([max(ends[node.result][1], 0.0)]))
+            high = ends[node.result][1]
+            clip = Clip(Array.of([0.0]), Array.of([high if high > 0 else live]))
             rewriter.emit(clip, rewriter.now(node.operands[0]), name=node.result, origin=node.origin)
         return rewriter.finish()
 

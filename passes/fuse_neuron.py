@@ -14,6 +14,7 @@ from spir.ops._neuron import Neuron
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.requant import Requant
+from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
 
 
@@ -22,6 +23,7 @@ class FuseNeuron(Pass):
     """integrate; requant; encode -> neuron, so that only spikes leave it and only currents enter."""
 
     name: ClassVar[str] = "fuse-neuron"
+    neuron: str | None = option(None, "the neuron model, where several fit")
 
     def contract(self) -> Contract:
         """The neuron is the three ops."""
@@ -49,8 +51,14 @@ class FuseNeuron(Pass):
             return None
         if rewriter.type(integrate.operands[0]).train is None:
             return None
-        for name in names("ops"):
-            owner = find("ops", name)
-            if issubclass(owner, Neuron) and (fused := owner.fuse(integrate.op, requant.op, node.op)) is not None:
-                return rewriter.emit(fused, *integrate.operands, name=node.result, origin=node.origin)
-        return None
+        wanted = [n for n in names("ops") if n.startswith("neuron_") and self.neuron in (None, n[7:].replace("_", "-"))]
+        owners = [owner for n in wanted if issubclass(owner := find("ops", n), Neuron)]
+        fused = [op for o in owners if (op := o.fuse(integrate.op, requant.op, node.op)) is not None]
+        if len(fused) > 1:
+            raise error(
+                "type",
+                f"%{node.result} can be {' or '.join(op.name for op in fused)}",
+                from_=str(node.origin),
+                fix=f"name the neuron: {self.name}{{neuron={fused[0].name.removeprefix('neuron_')}}}",
+            )
+        return rewriter.emit(fused[0], *integrate.operands, name=node.result, origin=node.origin) if fused else None

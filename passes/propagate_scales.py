@@ -16,6 +16,7 @@ from spir.ir import Array, Module, Node, Op, Origin
 from spir.ops._linear import LinearMap
 from spir.ops._threshold import products
 from spir.ops.add import Add
+from spir.ops.batch_norm import BatchNorm
 from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
 from spir.ops.integrate import Integrate
@@ -25,7 +26,7 @@ from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import REGISTER_BITS, Int, Real, Reals, Scale, scale_of
+from spir.types import REGISTER_BITS, Int, Real, Reals, Scale, Tensor, scale_of
 
 
 @attrs.frozen
@@ -106,11 +107,14 @@ class _Walk:
             case LinearMap() if operands:
                 self.carried[node.result] = self.linear(node, node.op, operands)
             case _ if operands:
+                lone = isinstance(node.op, BatchNorm)
                 raise error(
                     "type",
                     f"%{node.result} = {node.op.name} stands between quantised values and works on reals",
                     from_=str(node.origin),
-                    fix="fold-bn, calibrate-range and quantize must cover this layer before propagate-scales",
+                    fix="run fold-bn; a batch_norm that follows no conv2d or linear is not folded: move it behind one"
+                    if lone
+                    else "calibrate-range and quantize must cover this layer before propagate-scales",
                 )
             case _:
                 self.rewriter.keep(node)
@@ -171,15 +175,20 @@ class _Walk:
                 if products(mul, add, type_.range).magnitude < 2**REGISTER_BITS:
                     break
             shift -= 1
-        if shift < 1 or (mul.values == 0).any():
+        if shift < 1 or self.shows(type_, [r for r, m in zip(ratios, mul.values.tolist(), strict=True) if not m]):
             raise error(
                 "E-MULT-RANGE",
-                f"%{node.result}: scales {scale_of(type_)} over {op.scale!r} have no multiplier of "
+                f"%{self.named(node)}: scales {scale_of(type_)} over {op.scale!r} have no multiplier of "
                 f"{self.step_.bits} bits on one grid",
                 from_=str(node.origin),
                 fix="more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations",
             )
         return Requant(mul, add, 2**shift, op.lo, op.hi, op.scale)
+
+    @staticmethod
+    def shows(type_: Tensor, ratios: list[Fraction]) -> bool:
+        """Whether a sum may reach 2^-6 of a step under a multiplier that rounds to 0."""
+        return bool(type_.range.magnitude * max(ratios, default=Fraction(0)) * 2**6 > 1)
 
     def meet(self, node: Node, operands: list[_Carried]) -> list[_Carried]:
         """Operands of one scale."""
@@ -242,8 +251,10 @@ class _Walk:
         return self.widen(node, met, [scale_of(self.rewriter.type(c.value)) for c in met])
 
     def is_code(self, operand: _Carried) -> bool:
-        """Whether a value is an activation's code, not a sum."""
+        """Whether a value is an activation's code, moved perhaps, and not a sum."""
         source = self.rewriter.definition(operand.value)
+        while source is not None and isinstance(source.op, LinearMap) and source.op.relabels and operand.bias is None:
+            source = self.rewriter.definition(source.operands[0])
         return source is not None and isinstance(source.op, (Requant, Quantize))
 
     def auxiliary(self, op: Op, operand: str, suffix: str, origin: Origin) -> str:
@@ -269,8 +280,10 @@ class _Walk:
                     )
                 bias = Array.of(np.floor(steps + 0.5).astype(np.int64))
                 self.rewriter.emit(Integrate(bias), x.value, name=old, origin=origin)
-            else:
+            elif self.is_code(x):
                 self.rewriter.replace(old, x.value)
+            else:
+                self.rewriter.replace(old, self.auxiliary(Integrate(), x.value, "readout", origin))
         return self.rewriter.finish()
 
 

@@ -18,6 +18,7 @@ from spir.ops.dequantize import Dequantize
 from spir.ops.linear import Linear
 from spir.ops.quantize import Quantize as QuantizeOp
 from spir.ops.relu import Relu
+from spir.ops.scale import Scaling
 from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
@@ -27,9 +28,10 @@ from spir.types import Real, Reals
 class Quantize(Pass):
     """clip -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
 
-    Where another sum over channels reads the result before any activation, the channels share one weight_scale.
-    Signed ranges (the input's among them) take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is always code 0. Scales are
-    rounded to float32, so that the product of two is an exact float64.
+    Constants per channel on the operand of a weight fold into it. Where another sum over channels reads the result
+    before any activation, the channels share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1,
+    others 0..2^b-1; zero is always code 0. Scales are rounded to float32, so that the product of two is an exact
+    float64.
     """
 
     name: ClassVar[str] = "quantize"
@@ -59,23 +61,36 @@ class Quantize(Pass):
         """A clip becomes codes, a weight becomes integers."""
         match node.op:
             case Clip(lo=lo, hi=hi):
-                op = self._quantiser(float(lo.values.min()), float(hi.values.max()))
+                entering = node.operands[0] == rewriter.module.input.name
+                op = self._quantiser(float(lo.values.min()), float(hi.values.max()), signed=entering)
                 operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
                 rewriter.emit(op, operand, name=code, origin=node.origin)
                 return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
             case Conv2d(weight_scale=None) | Linear(weight_scale=None):
                 together = read_by_a_sum(node.result, rewriter.module)
-                codes, scale = quantise_weight(node.op.weight.values, self.weights or self.bits, together=together)
+                weight, operand = fold_factor(node.op.weight.values, rewriter.now(node.operands[0]), rewriter)
+                codes, scale = quantise_weight(weight, self.weights or self.bits, together=together)
                 op_ = attrs.evolve(node.op, weight=Array.of(codes), weight_scale=Array.of(scale))
-                return rewriter.emit(op_, *map(rewriter.now, node.operands), name=node.result, origin=node.origin)
+                return rewriter.emit(op_, operand, name=node.result, origin=node.origin)
         return None
 
-    def _quantiser(self, lo: float, hi: float) -> QuantizeOp:
-        if lo < 0:
+    def _quantiser(self, lo: float, hi: float, *, signed: bool) -> QuantizeOp:
+        if signed or lo < 0:
             top = 2 ** (self.bits - 1) - 1
             return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
         top = 2**self.bits - 1
-        return QuantizeOp(short(hi / top) if hi > 0 else 1.0, 0, top)
+        return QuantizeOp(short(hi / top), 0, top)
+
+
+def fold_factor(weight: Reals, operand: str, rewriter: Rewriter) -> tuple[Reals, str]:
+    """Float weights times the constants per channel that their operand was multiplied by, and what it was before."""
+    source = rewriter.definition(operand)
+    if source is None or not isinstance(source.op, Scaling) or source.op.factor.values.size == 1:
+        return weight, operand
+    inputs = weight.shape[1]
+    groups = source.op.factor.values.size // inputs
+    each = np.repeat(source.op.factor.values.reshape(groups, inputs), len(weight) // groups, axis=0)
+    return weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2)), source.operands[0]
 
 
 def short(scale: float) -> float:

@@ -47,7 +47,7 @@ def write(path: Path, saved: Artifact) -> None:
     contents = {
         "module.spir": show(saved.module).encode(),
         "weights.safetensors": store.to_bytes(saved.module.arrays()),
-        "journal.json": json.dumps([attrs.asdict(e) for e in saved.journal], indent=1).encode(),
+        "journal.json": json.dumps([attrs.asdict(e) for e in saved.journal], indent=1, allow_nan=False).encode(),
     }
     manifest = {
         "format": FORMAT,

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], Result] = arguments.command
         result = command(arguments)
-        print(json.dumps(result.data, default=str) if arguments.json else result.text)
+        print(json.dumps(result.data, default=str, allow_nan=False) if arguments.json else result.text)
     except SpirError as refusal:
         return _failed(refusal, as_json=arguments.json)
     except KeyboardInterrupt:
@@ -177,9 +177,11 @@ def _run(arguments: argparse.Namespace) -> Result:
     data: dict[str, Any] = {"schema": "spir-run/1", "samples": len(x), "seconds": seconds}
     lines = [f"{len(x)} samples on {compiled.backend.name} in {seconds:.2f} s"]
     if y is not None:
-        if y.shape != output.shape[:1] or output.ndim != 2:
+        if y.shape != output.shape[:1] or output.ndim != 2 or y.dtype.kind not in "iu":
             raise error(
-                "data", f"labels {list(y.shape)} do not go with outputs {list(output.shape)}", fix="name x only"
+                "data",
+                f"labels {list(y.shape)} of {y.dtype} do not go with outputs {list(output.shape)}",
+                fix="give one class number a sample, or name x only",
             )
         data["accuracy"] = float((output.argmax(axis=1) == y).mean())
         lines.append(f"accuracy {100 * data['accuracy']:.2f} %")
@@ -211,6 +213,8 @@ def _opt(arguments: argparse.Namespace) -> Result:
         parts.append(show(outcome.module))
     if arguments.output:
         target = Path(arguments.output)
+        if target.suffix != ".spir":
+            raise error("usage", f"-o {target} is no .spir file", fix=f"-o {target.with_suffix('.spir')}")
         store.write_aside(target.with_suffix(".safetensors"), store.to_bytes(outcome.module.arrays()))
         store.write_aside(target, show(outcome.module).encode())
     stages = {s.name: show(s.module) for s in shown}

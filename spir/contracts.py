@@ -27,7 +27,7 @@ class Bounded:
     relative: float | None = None
 
     def __str__(self) -> str:
-        return "bounded" if self.relative is None else f"bounded({self.relative:g} relative)"
+        return "bounded, measured" if self.relative is None else f"bounded({self.relative:g} relative)"
 
 
 @attrs.frozen

@@ -66,8 +66,12 @@ def find(kind: str, name: str) -> type:
         raise unknown(kind.removesuffix("es") if kind == "passes" else kind.removesuffix("s"), name, known)
     owner = known[name]
     if not isinstance(owner, str):
-        loaded = owner.load()
-        assert isinstance(loaded, type)
+        try:
+            loaded = owner.load()
+        except (ImportError, AttributeError) as cause:
+            raise error("name", f"{describe(owner)} does not load: {cause}", fix="repair or uninstall it") from cause
+        if not isinstance(loaded, type):
+            raise error("name", f"{describe(owner)} is no class", fix="let the entry point name a class")
         return loaded
     module = importlib.import_module(owner)
     own = [

@@ -119,6 +119,8 @@ class Compiled:
         Raises:
             SpirError[data], SpirError[usage]: an input of the wrong shape; a pattern that matches nothing.
         """
+        if not isinstance(keep, str):
+            raise error("usage", f"keep is a pattern of names, not {type(keep).__name__}", fix='such as "layer2.*|fc"')
         parts = list(self._runs(self._batch(x), keep))
         found: dict[str, Trace] = {}
         for name in parts[0]:
@@ -274,7 +276,8 @@ def backend_of(text: str) -> Backend:
     (name, values, at), *_ = found
     with located(at=at):
         made: object = build(find("backends", name), values)
-    assert isinstance(made, Backend)
+    if not isinstance(made, Backend):
+        raise error("name", f"{type(made).__module__}.{type(made).__name__} is no Backend", fix="subclass Backend")
     return made
 
 
@@ -357,6 +360,9 @@ def _array(x: Any, what: str) -> NDArray[Any]:
         raise error("data", f"{what} is ragged", fix="give batches [N, *shape] of one shape") from None
     except TypeError as refusal:  # bfloat16 and sparse tensors
         raise error("data", f"{what} is no array: {refusal}", fix="give a dense float32 array or tensor") from None
+    if array.dtype.kind == "f" and (array.dtype.itemsize > 8 or not array.dtype.isnative):
+        array = array.astype(np.float64)
+    array = np.asarray(array, order="C")
     if array.dtype.kind not in "fiub":
         raise error("data", f"{what} is of type {array.dtype}, not numbers", fix="give a float array or tensor")
     return array

@@ -6,6 +6,7 @@ meaning, a `Node` applies it to named values and records type and origin. Origin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -201,4 +202,11 @@ def infer(op: Op, operands: tuple[Tensor, ...]) -> Tensor:
 
 def kept(name: str, keep: str) -> bool:
     """Whether a value's name matches a pattern such as ``layer2.*``; several are separated by ``|``."""
-    return any(fnmatchcase(name, pattern) for pattern in keep.split("|"))
+    plain, patterns = _split(keep)
+    return name in plain or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@functools.lru_cache(maxsize=64)
+def _split(keep: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    parts = keep.split("|")
+    return frozenset(parts), tuple(p for p in parts if any(c in p for c in "*?["))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import lark
@@ -32,6 +32,9 @@ from spir.types import Reals
 from spir.verify import verify
 
 _DIGITS = 100
+
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -57,21 +60,21 @@ def settings(text: str) -> list[tuple[str, dict[str, Scalar], str]]:
     Raises:
         SpirError[pipeline]: text that does not parse.
     """
-    tree = parse_with(_grammar(), text, "pipeline")
+    tree, lines = parse_with(_grammar(), text, "pipeline"), text.split("\n")
     found = []
     for step in tree.children:
         if step is None:
             continue
         head, *given = typing.cast("list[Any]", typing.cast("lark.Tree[lark.Token]", step).children)
-        at = caret(text, head.line, head.column)
+        at = caret(lines, head.line, head.column)
         values: dict[str, Scalar] = {}
         for setting in given:
             if setting is None:
                 continue
             label, value = setting.children
             if str(label) in values:
-                raise error("option", f"{head} is given {label} twice", at=caret(text, label.line, label.column))
-            with located(at=caret(text, value.line, value.column)):
+                raise error("option", f"{head} is given {label} twice", at=caret(lines, label.line, label.column))
+            with located(at=caret(lines, value.line, value.column)):
                 values[str(label)] = _value(value)
         found.append((str(head), values, at))
     return found
@@ -104,10 +107,19 @@ def parse(text: str) -> tuple[Pass, ...]:
     for name, values, at in settings(text):
         with located(at=at):
             if name.startswith("@"):
-                found += parse(build(find("recipes", name[1:]), values).pipeline())
+                found += parse(build(_plugin("recipes", name[1:], Recipe), values).pipeline())
             else:
-                found.append(build(find("passes", name), values))
+                found.append(build(_plugin("passes", name, Pass), values))
     return tuple(found)
+
+
+def _plugin(kind: str, name: str, base: type[T]) -> type[T]:
+    found = find(kind, name)
+    if not issubclass(found, base):
+        raise error(
+            "name", f"{found.__module__}.{found.__name__} is no {base.__name__}", fix=f"subclass {base.__name__}"
+        )
+    return found
 
 
 def resolve(passes: str | Iterable[str | Pass]) -> tuple[Pass, ...]:

@@ -8,7 +8,7 @@ import math
 import re
 import types as python_types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib.resources import files
 from typing import Any
@@ -71,9 +71,8 @@ def _grammar() -> lark.Lark:
     return lark.Lark(text, parser="lalr", lexer="contextual", propagate_positions=True, maybe_placeholders=True)
 
 
-def caret(text: str, line: int, column: int) -> str:
+def caret(lines: Sequence[str], line: int, column: int) -> str:
     """``line 3`` with the line and a caret below the column (both count from 1)."""
-    lines = text.split("\n")
     shown = lines[min(line, len(lines)) - 1]
     start = max(0, column - 60)
     return f"line {line}\n{shown[start : start + 110]}\n{' ' * (column - 1 - start)}^"
@@ -96,7 +95,7 @@ def parse_with(grammar: lark.Lark, text: str, code: str) -> lark.Tree[lark.Token
         if end or line < 1:
             line, column = len(lines), len(lines[-1]) + 1
         found = "the end of the text" if end else repr(lines[line - 1][column - 1 :][:12].split(" ")[0])
-        raise error(code, f"did not expect {found}", at=caret(text, line, column), fix=fix) from None
+        raise error(code, f"did not expect {found}", at=caret(text.split("\n"), line, column), fix=fix) from None
 
 
 def _terminal(grammar: lark.Lark, name: str) -> str:
@@ -118,7 +117,7 @@ def parse(text: str, weights: Mapping[str, Array] | None = None) -> Module:
     """
     tree = parse_with(_grammar(), text, "syntax")
     entry, *nodes, output = typing.cast("list[lark.Tree[lark.Token]]", tree.children)
-    reader = _Reader(text, weights)
+    reader = _Reader(tuple(text.split("\n")), weights)
     name, declared = entry.children
     result = Value(str(name)[1:], reader.type(declared))
     known = {result.name: result.type}
@@ -132,7 +131,7 @@ def parse(text: str, weights: Mapping[str, Array] | None = None) -> Module:
 
 @attrs.frozen
 class _Reader:
-    text: str
+    lines: Sequence[str]
     weights: Mapping[str, Array] | None
 
     def node(self, tree: Any, known: dict[str, Tensor]) -> Node:
@@ -282,4 +281,4 @@ class _Reader:
     def at(self, where: Any) -> str:
         """The line with a caret."""
         place = where.meta if isinstance(where, lark.Tree) else where
-        return caret(self.text, place.line, place.column)
+        return caret(self.lines, place.line, place.column)

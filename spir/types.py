@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -25,6 +26,7 @@ Stored = NDArray[np.int64] | NDArray[np.float64]
 
 CODES = ("rate", "bits", "sorted", "direct")
 REGISTER_BITS = 63
+TINY, HUGE = Fraction(sys.float_info.min), Fraction(sys.float_info.max)
 
 
 def exact(value: Fraction) -> str:
@@ -59,6 +61,8 @@ class Scale:
             if (isinstance(value, float) and not math.isfinite(value)) or value <= 0:
                 raise error("type", f"a scale is a positive finite number, not {value}")
         fractions = tuple(Fraction(v) for v in given)
+        if not all(TINY <= v <= HUGE for v in fractions):
+            raise error("type", f"a scale of {min(fractions)} .. {max(fractions)} is beyond float64")
         if len(set(fractions)) == 1:
             return cls(1, exact(fractions[0]), fractions[:1])
         text = " ".join(exact(v) for v in fractions)
@@ -262,6 +266,10 @@ class Current:
     frame_lo: int
     frame_hi: int
     scale: Scale
+
+    def __attrs_post_init__(self) -> None:
+        if self.frame_lo > self.frame_hi:
+            raise error("type", f"an empty range of frames {self.frame_lo}..{self.frame_hi}")
 
     @property
     def frame(self) -> tuple[int, int]:

@@ -107,8 +107,12 @@ class LinearMap(Op):
         return result.reshape(*lead, *result.shape[1:])
 
     def partial_sums(self, *types: Tensor) -> int:
-        """A bound on every partial sum: with 0 inside each operand's range, no subset of terms leaves the bounds."""
-        return self.bounds(*(t.range.with_zero() for t in types)).magnitude
+        """A bound on every partial sum, of frames and of values.
+
+        With 0 inside each operand's range, no subset of the terms leaves the bounds.
+        """
+        spans = ((t.range | Interval.of(*t.train.frame) if t.train else t.range).with_zero() for t in types)
+        return self.bounds(*spans).magnitude
 
 
 def weighted(weight: NDArray[np.int64], x: Interval) -> Interval:

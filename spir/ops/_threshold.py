@@ -66,7 +66,7 @@ def law_bounds(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interv
     by = divisors(div).astype(object)
     if len(found.lo) == 1 and len(by) > 1 and (mul.values.ndim > 1 or add.values.ndim > 1):
         ends = [end // d for end in found.hull for d in (min(by), max(by))]
-        found, by = Interval.of(min(ends), max(ends)), 1
+        found, by = Interval.of(min(ends), max(ends)), np.array([1], dtype=object)
     return found.map(lambda ends: np.clip(ends // by, lo, hi))
 
 

@@ -122,3 +122,4 @@ class NeuronStem(Neuron):
             op = cls(bits_out, Array.of([3, -2, 1]), Array.of([8, 8, 7]), 16, 0.25, signed)
             for encoding in (unsigned, Spikes(8, "bits", -128, 127, scale), Spikes(1, "bits", 0, 1, scale)):
                 yield op, (Tensor((3, 2, 2), encoding),)
+        yield attrs.evolve(op, div=Array.of([16, 7, 1])), (Tensor((3, 2, 2), unsigned),)

@@ -27,6 +27,8 @@ class Quantize(Op):
         (x,) = types
         if not isinstance(x.encoding, Real):
             raise error("type", f"works on reals, not {x.encoding}", fix="requant changes the scale of integers")
+        if max(-self.lo, self.hi) > 2**53:
+            raise error("type", f"codes {self.lo}..{self.hi} are beyond 2^53, and float64 cannot count them")
         return Tensor(x.shape, Int(self.lo, self.hi, Scale.of(self.scale)))
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:

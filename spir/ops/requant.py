@@ -16,10 +16,9 @@ from spir.types import Int, Interval, Scale, Stored, Tensor
 
 @attrs.frozen
 class Requant(Op):
-    """``clamp(floor((mul z + add) / div), lo, hi)`` on integers, ``mul`` and ``add`` ``[1]``, ``[C]`` or full shape;
-    ``div`` is one number, or one per channel.
+    """``clamp(floor((mul z + add) / div), lo, hi)`` on integers.
 
-
+    ``mul`` and ``add`` are ``[1]``, ``[C]`` or of the full shape; ``div`` is one number, or one per channel.
     The result counts steps of ``scale``. Source: the STEM law of SDANN eqs 8-10 and 19, with the 1/2 of round-half-up
     inside ``add`` (reconstruction of the numbered equations, proved as a law).
     """

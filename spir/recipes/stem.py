@@ -18,12 +18,13 @@ class Stem(Recipe):
     bits: int = option(8, "bits of activations and weights; also the frames of a train", ge=2, le=16)
     weights: int | None = option(None, "bits of weights where they differ from `bits`", ge=2, le=16)
     range: str | None = option(None, "how ranges are calibrated", one_of=("max", "percentile"))
-    percentile: float | None = option(None, "the percentile of range=percentile", ge=50, le=100)
+    percentile: float | None = option(None, "the share of values inside; it asks for range=percentile", ge=50, le=100)
     join: str | None = option(None, "how residual branches meet", one_of=("wide", "rescale"))
 
     def pipeline(self) -> str:
         """The passes in order."""
-        ranges = _clause("calibrate-range", method=self.range, percentile=self.percentile)
+        method = "percentile" if self.range is None and self.percentile is not None else self.range
+        ranges = _clause("calibrate-range", method=method, percentile=self.percentile)
         return (
             f"canonicalize, fold-bn, {ranges}, {_clause('quantize', bits=self.bits, weights=self.weights)}, "
             f"{_clause('propagate-scales', join=self.join)}, derive-thresholds{{neuron=stem}}, fuse-neuron"

@@ -422,3 +422,23 @@ def test_lowerings_on_reals_are_differentiable_in_input_and_parameters():
 def test_memory_is_estimated_within_reason():
     size = Serial().prepare(small_network()).bytes_per_sample
     assert 10_000 < size < 100_000
+
+
+def test_integers_stay_exact_when_the_caller_turned_onednn_off():
+    rng = np.random.default_rng(3)
+    weight = Array.of(rng.integers(-127, 128, (8, 8, 3, 3)))
+    op = Conv2d(weight, Array.of([0.5]), padding=(1, 1, 1, 1))
+    source = Tensor((8, 16, 16), Int(0, 255, Scale.of(1.0)))
+    module, x = module_of(source, ("y", op, "x")), rng.integers(0, 256, (32, 8, 16, 16))
+    with torch.backends.mkldnn.flags(enabled=False):
+        found = Serial().prepare(module).run(x)["y"]
+    same(found, interpreter.run(module, x)["y"])
+
+
+def test_the_reference_bounds_frames_that_are_wider_than_what_they_decode_to():
+    wide = 2**61
+    source = Tensor((1,), Current(2, "bits", -1, 1, -wide, wide, Scale.of(1.0)))
+    op = Linear(Array.of([[1]]), Array.of([1.0]))
+    module = module_of(source, ("c", op, "x"), ("y", Integrate(), "c"))
+    x = np.array([[[wide // 2]], [[1 - wide]]])
+    assert interpreter.run(module, x)["y"].tolist() == [[1]] == Serial().prepare(module).run(x)["y"].tolist()

@@ -178,7 +178,9 @@ def test_quantize_moves_an_activation_by_half_a_step_inside_its_range(network, b
         (reader,) = after.readers[node.result]
         clip = before.definitions[reader.result].op
         assert (node.op.lo, node.op.hi) == (
-            (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if clip.lo.values < 0 else (0, 2**bits - 1)
+            (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            if clip.lo.values < 0 or node.operands[0] == "x"
+            else (0, 2**bits - 1)
         )
         x, y, step = found[node.operands[0]], found[reader.result], node.op.scale
         inside = (x >= clip.lo.values) & (x <= clip.hi.values)

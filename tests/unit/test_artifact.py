@@ -254,7 +254,7 @@ def entry(**changed) -> dict:
         "step": "s",
         "contract": "exact",
         "checked": "1 probes",
-        "largest": None,
+        "largest": 2.0,
         "relative": 0.5,
         "value": "v",
         "before": {},
@@ -305,7 +305,7 @@ def test_a_journal_that_is_none_is_refused(saved, content):
 
 def test_a_journal_of_good_entries_is_read_and_shown(saved):
     forge(saved, "journal.json", json.dumps([entry()]).encode())
-    assert "exact; checked on 1 probes: %v changed most, by 0.5 of its range" in str(spir.load(saved).report(X))
+    assert "exact; checked on 1 probes: %v changed most, by 2, 0.5 of its range" in str(spir.load(saved).report(X))
 
 
 def test_an_altered_weight_is_refused_even_with_a_checksum_that_fits(saved):

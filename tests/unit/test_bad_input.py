@@ -79,7 +79,7 @@ error[type]: %act2 has no range to divide into 16 steps
 error[type]: %bn = batch_norm stands between quantised values and works on reals
           from: bn (BatchNorm2d, test_bad_input.py line N)
           pass: propagate-scales
-           fix: fold-bn, calibrate-range and quantize must cover this layer before propagate-scales"""
+           fix: run fold-bn; a batch_norm that follows no conv2d or linear is not folded: move it behind one"""
     ),
     'fold-bn, calibrate-range, quantize{layers="act*|input"}, propagate-scales': (
         """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -382,10 +383,11 @@ def test_an_array_that_is_not_there_is_refused_with_those_that_are(here, saved, 
     assert "other.npz holds no array 'x'" in fails(call, 3, "run", "net", "--data", "other.npz")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("labels", "[3]"), ("column", "[6, 1]")])
+@pytest.mark.parametrize(("name", "shape"), [("labels", "[3] of int64"), ("column", "[6, 1] of float64")])
 def test_labels_that_do_not_go_with_the_outputs_are_refused(here, saved, call, name, shape):
     assert fails(call, 3, "run", "net", "--data", f"d.npz:x,{name}") == (
-        f"error[data]: labels {shape} do not go with outputs [6, 2]\n        fix: name x only\n"
+        f"error[data]: labels {shape} do not go with outputs [6, 2]\n"
+        "        fix: give one class number a sample, or name x only\n"
     )
 
 
@@ -451,3 +453,11 @@ OTHER_MISTAKES = [
 )
 def test_a_mistake_is_one_located_error(saved, call, arguments, code, message):
     assert message in fails(call, code, *arguments)
+
+
+def test_opt_never_writes_text_where_its_arrays_go(here, saved, call):
+    shutil.copy(Path("net") / "module.spir", "in.spir")
+    shutil.copy(Path("net") / "weights.safetensors", "in.safetensors")
+    weights = Path("in.safetensors").read_bytes()
+    assert "fix: -o in.spir" in fails(call, 2, "opt", "in.spir", "-o", "in.safetensors")
+    assert Path("in.safetensors").read_bytes() == weights

@@ -92,4 +92,4 @@ def test_a_broken_promise_shows_value_size_and_probes():
 
 def test_contracts_print_what_they_promise():
     found = [str(c) for c in (Exact(), Bounded(), Bounded(1e-10), Calibrated())]
-    assert found == ["exact", "bounded", "bounded(1e-10 relative)", "calibrated"]
+    assert found == ["exact", "bounded, measured", "bounded(1e-10 relative)", "calibrated"]

@@ -460,3 +460,11 @@ def test_opt_runs_passes_on_a_module_without_a_backend(any_snn):
         driver.opt(first, "fold-bn", data=X[:, 0])
     with pytest.raises(SpirError, match="seed = -1 is no seed"):
         driver.opt(first, "fold-bn", seed=-1)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:, ::-1], lambda x: x.astype(">f4"), lambda x: x.astype(np.longdouble)])
+def test_data_may_be_reversed_big_endian_or_longer_than_float64(change):
+    data = change(np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU())
+    snn = spir.compile(model, "@stem", data=data, example=data)
+    assert snn(data).shape == (4, 2, 3, 3)

@@ -18,6 +18,7 @@ from spir.discovery import find, names
 from spir.errors import SpirError
 from spir.ir import Array, Op, infer
 from spir.ops._linear import LinearMap
+from spir.ops._threshold import divisors
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
@@ -216,7 +217,7 @@ def scale(op: Any, x: np.ndarray, *, real: bool) -> Any:
 
 def triple(op: Any, lo: int, hi: int) -> Callable[[int, tuple[int, ...]], int]:
     def rule(z: int, at: tuple[int, ...]) -> int:
-        exact = Fraction(channel(op.mul.values, at) * z + channel(op.add.values, at), op.div)
+        exact = Fraction(channel(op.mul.values, at) * z + channel(op.add.values, at), channel(divisors(op.div), at))
         return min(max(math.floor(exact), lo), hi)
 
     return rule

@@ -621,3 +621,8 @@ def test_a_pass_acts_on_the_layers_that_its_pattern_selects_and_on_no_others():
 def test_the_journal_is_plain_data():
     outcome = pipeline.run(network(2.0), (Shift(),), context())
     assert json.loads(json.dumps([attrs.asdict(e) for e in outcome.journal]))[0]["contract"] == "exact"
+
+
+def test_a_percentile_asks_for_the_percentile_method():
+    (step,) = [p for p in resolve("@stem{percentile=99.5}") if p.name == "calibrate-range"]
+    assert (step.method, step.percentile) == ("percentile", 99.5)

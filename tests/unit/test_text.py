@@ -452,7 +452,7 @@ def test_an_altered_weight_is_named():
 
 def test_the_caret_stays_under_its_column_in_a_long_line():
     line = "x" * 300 + "!" + "y" * 300
-    where, shown, mark = caret(f"first\n{line}\nlast", 2, 301).split("\n")
+    where, shown, mark = caret(["first", line, "last"], 2, 301).split("\n")
     assert where == "line 2"
     assert shown[mark.index("^")] == "!"
     assert len(shown) <= 110
