@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -183,10 +184,20 @@ def _quiet(device: torch.device) -> Iterator[torch.device]:
     with (
         torch.inference_mode(),
         torch.autocast(device.type, enabled=False),
-        torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.is_available()),
+        _onednn(),
         torch.backends.nnpack.flags(enabled=False),
     ):
         yield device
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    """Switched on, where there is one: its direct kernels keep integers, those that replace it may not."""
+    if bool(torch.backends.mkldnn.enabled) or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=True):
+        yield
 
 
 def _arithmetic(

@@ -327,7 +327,7 @@ def _failed(failure: BaseException, whole: Whole) -> tuple[str, nn.Module | None
     owners = (frame.f_locals.get(name) for frame, _ in inside for name in frame.f_code.co_varnames[:1])
     owner = next((o for o in owners if isinstance(o, nn.Module) and id(o) in paths), None)
     path = paths.get(id(owner), "")
-    word = type(owner or whole.network).__name__
+    word = type(whole.network if owner is None else owner).__name__
     line = _user_line(inside)
     return path or word, owner, _origin(path, word, line) if path else Origin(word, line)
 

@@ -83,6 +83,7 @@ class TorchFx:
             SpirError[unsupported]: every construct without a conversion, at once.
             SpirError[weights]: parameters that are not finite.
         """
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if not self.accepts(model):
             raise error("usage", f"a model is a torch.nn.Module, not {kind_of(model)}", fix="give the network itself")
         check_signature(model)

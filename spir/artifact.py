@@ -143,6 +143,8 @@ def _entry(**given: Any) -> Entry:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise error("io", f"{path} is not there", fix="check the path")
     if not (path / MANIFEST).is_file():
         raise error("artifact", f"{path} is no artifact: there is no {MANIFEST}", fix="give a folder that save() wrote")
     try:

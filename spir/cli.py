@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+import spir
 from spir import driver, options, pipeline, store
 from spir.discovery import find, names
 from spir.errors import SpirError, error
@@ -81,6 +82,7 @@ def _failed(refusal: SpirError, *, as_json: bool) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="spir", description="Compiles trained networks to exact spiking networks.")
+    top.add_argument("--version", action="version", version=f"spir {spir.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
@@ -276,8 +278,8 @@ def _raised(text: str, cause: Exception) -> SpirError:
 
 
 def _module(path: Path, weights: str | None) -> Module:
-    beside = path.with_suffix(".safetensors")
-    source = Path(weights) if weights else beside if beside.is_file() else None
+    beside = (path.with_suffix(".safetensors"), path.with_name("weights.safetensors"))
+    source = Path(weights) if weights else next((file for file in beside if file.is_file()), None)
     arrays = store.from_bytes(store.read(source), source) if source else None
     try:
         text = store.read(path).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,27 @@ from numpy.typing import NDArray
 from spir import artifact, pipeline, report
 from spir.backend import Backend, Executable
 from spir.discovery import find, names
-from spir.errors import error, located
+from spir.errors import Diagnostic, SpirWarning, error, located
 from spir.ir import Module, kept
 from spir.options import build, spelled
 from spir.pipeline import Entry, Stage
 from spir.rewriting import Pass
-from spir.types import Reals, Stored, Tensor
+from spir.types import Real, Reals, Stored, Tensor
 from spir.verify import verify
 
 CHUNK_BYTES = 256 * 2**20
 CHECKS = ("off", "probes")
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Trace:
     """One value of one run: its type, the stored array, and what it means."""
 
     type: Tensor
     stored: Stored
+
+    def __repr__(self) -> str:
+        return f"Trace({self.type}, stored {list(self.stored.shape)})"
 
     @property
     def decoded(self) -> Reals:
@@ -161,6 +165,12 @@ class Compiled:
                 f"the network takes [N, {', '.join(map(str, shape))}], and the input is {list(batch.shape)}",
                 fix="add the batch axis" if batch.shape == shape else "give a batch of that shape",
             )
+        if isinstance(self.module.input.type.encoding, Real) and batch.dtype == np.uint8:
+            raise error(
+                "data",
+                "the input holds bytes, and the network was read on floats",
+                fix="give it as the model receives it: converted to float and normalised",
+            )
         return batch
 
     def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
@@ -220,6 +230,11 @@ def compile(  # noqa: A001 - the word of the field
     progress("read the model")
     module = _module(model, inputs if example is None else _array(example, "the example"), frontend)
     _fits(inputs, module)
+    if inputs is not None and inputs.min() == inputs.max():
+        finding = Diagnostic(
+            "data", f"every number of the calibration data is {inputs.flat[0]}: it says nothing of ranges"
+        )
+        warnings.warn(SpirWarning(finding.note("fix", "calibrate on real samples")), stacklevel=2)
     outcome = pipeline.run(module, steps, Context(inputs, seed), checked=check == "probes", progress=progress)
     progress(f"prepare {runner.name}")
     source = {

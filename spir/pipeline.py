@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shlex
 import tempfile
 import time
@@ -20,7 +21,7 @@ import attrs
 import lark
 
 from spir import interpreter, probes
-from spir.contracts import Change, change, changes, check
+from spir.contracts import Calibrated, Change, change, changes, check
 from spir.discovery import find
 from spir.errors import SpirError, error, located
 from spir.ir import Module
@@ -195,6 +196,7 @@ def run(
     memory: dict[tuple[int, tuple[float, ...]], dict[str, Reals]] = {}
     for index, step in enumerate(passes):
         progress(step.name)
+        _covers(step, module)
         start = time.perf_counter()
         try:
             after = verify(step.run(module, context))
@@ -225,6 +227,17 @@ def _census(module: Module) -> dict[str, int]:
     return dict(sorted(Counter(str(node.op.name) for node in module.nodes).items()))
 
 
+def _covers(step: Pass, module: Module) -> None:
+    """Refuses a ``layers`` pattern that no layer matches: a typo would leave the network unconverted."""
+    if step.layers != "*" and not any(step.selects(node) for node in module.nodes):
+        paths = dict.fromkeys(node.origin.path or node.result for node in module.nodes)
+        raise error(
+            "option",
+            f"{step.name}{{layers}}: no layer matches {step.layers!r}",
+            fix=f"layers: {', '.join(list(paths)[:12])}",
+        )
+
+
 def _check(
     step: Pass,
     before: Module,
@@ -244,8 +257,13 @@ def _check(
         sides.append(memory[key])
     memory.clear()
     memory.update({key: values for key, values in fresh.items() if key[0] == id(after)})
+    contract, label = step.contract(), str(made)
+    if isinstance(contract, Calibrated) and (samples := dict(made.kinds).get("calibration")):
+        # what leaves the calibrated range on purpose says nothing about the calibration
+        label = f"{samples} calibration samples"
+        sides = [{name: values[-samples:] for name, values in side.items()} for side in sides]
     found = [*changes(*sides), change(before.output, sides[0][before.output], sides[1][after.output])]
-    return check(step.contract(), step.name, found, len(made)), str(made)
+    return check(contract, step.name, found, len(made)), label
 
 
 def _reproducer(module: Module, rest: tuple[Pass, ...], seed: int) -> str:
@@ -253,7 +271,8 @@ def _reproducer(module: Module, rest: tuple[Pass, ...], seed: int) -> str:
     seeded = f" --seed {seed}" if seed else ""
     text = f"// spir opt THIS --passes {shlex.quote(spell(rest, every=True))}{seeded}\n{show(module)}"
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    path = Path(tempfile.gettempdir()) / "spir" / f"reproducer-{digest}.spir"
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    path = Path(tempfile.gettempdir()) / f"spir-{owner}" / f"reproducer-{digest}.spir"
     try:
         write_aside(path, text.encode())
         write_aside(path.with_suffix(".safetensors"), to_bytes(module.arrays()))

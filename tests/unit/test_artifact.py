@@ -206,7 +206,8 @@ def test_a_folder_in_the_place_of_a_file_is_refused(saved):
 def test_what_is_no_artifact_is_refused(tmp_path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "nothing", tmp_path / "file", tmp_path / "empty"):
+    assert str(refused(tmp_path / "nothing")).startswith(f"error[io]: {tmp_path / 'nothing'} is not there\n")
+    for path in (tmp_path / "file", tmp_path / "empty"):
         assert str(refused(path)) == (
             f"error[artifact]: {path} is no artifact: there is no manifest.json\n"
             "        fix: give a folder that save() wrote"

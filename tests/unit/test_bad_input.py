@@ -111,9 +111,8 @@ error[type]: derive-thresholds finds no integers to convert, and would leave the
     ),
     f"{SCALED}, derive-thresholds{{layers=layer9}}": (
         """\
-error[type]: derive-thresholds finds no integers to convert, and would leave the network without spikes
-          pass: derive-thresholds{layers=layer9}
-           fix: run calibrate-range, quantize and propagate-scales before, over the same layers"""
+error[option]: derive-thresholds{layers}: no layer matches 'layer9'
+        fix: layers: input, conv1, act1, conv2, add, act2, flatten, fc"""
     ),
     f"{SCALED}, fuse-neuron": (
         """\

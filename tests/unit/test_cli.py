@@ -111,7 +111,8 @@ def test_compile_takes_a_function_a_class_or_a_model_and_writes_an_artifact(here
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "wrote out"
     assert any(
-        line.startswith('quantize{layers="*", bits=4, weights=none}: calibrated; 1') for line in out.splitlines()
+        line.startswith('quantize{layers="*", bits=4, weights=none}: calibrated; 4 calibration samples')
+        for line in out.splitlines()
     )
     assert driver.load(here / "out").backend.name == "hw"
 
@@ -432,11 +433,11 @@ def test_a_shape_that_is_none_exits_with_2(here, call, shape):
 
 OTHER_MISTAKES = [
     (("opt", "net/module.spir", "--print-after", "fold-bn"), 2, "--print-after fold-bn: no such pass runs"),
-    (("opt", "net/module.spir", "--passes", "fuse-neuron"), 3, "is not here"),
+    (("opt", "net/module.spir", "--passes", "derive-thresholds"), 3, "works on integers, not spikes"),
     (("opt", "d.npz"), 3, "error[syntax]: d.npz is no text"),
     (("opt", "models_here.py"), 3, "error[syntax]: did not expect 'import'"),
     (("opt", "net/module.spir", "--weights", "d.npz"), 3, "d.npz is no safetensors file"),
-    (("run", "nowhere", "--data", "d.npz"), 3, "nowhere is no artifact: there is no manifest.json"),
+    (("run", "nowhere", "--data", "d.npz"), 4, "nowhere is not there"),
     (("run", "net", "--data", "d.npz", "--backend", "hv"), 3, "there is no backend 'hv'"),
     (("run", "net", "--data", "d.npz:y"), 3, "the network takes [N, 1, 4, 4], and the input is [6]"),
     (("demo", "--images", "0"), 2, "--images 0 is outside 1..1000"),

@@ -1,0 +1,7 @@
+"""``python -m spir`` is the ``spir`` command."""
+
+import sys
+
+from spir.cli import main
+
+sys.exit(main())
