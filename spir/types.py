@@ -26,6 +26,8 @@ Stored = NDArray[np.int64] | NDArray[np.float64]
 
 CODES = ("rate", "bits", "sorted", "direct")
 REGISTER_BITS = 63
+LONGEST = 2**16
+LARGEST = 2**40
 TINY, HUGE = Fraction(sys.float_info.min), Fraction(sys.float_info.max)
 
 
@@ -190,6 +192,8 @@ def check_steps(steps: int, code: str) -> None:
         raise error(
             "type", f"{steps} frames of code bits, and registers have {REGISTER_BITS + 1} bits", fix="fewer bits"
         )
+    if steps > LONGEST:
+        raise error("type", f"{steps} frames are more than {LONGEST}")
 
 
 @attrs.frozen
@@ -295,6 +299,8 @@ class Tensor:
     def __attrs_post_init__(self) -> None:
         if not self.shape or any(d < 1 for d in self.shape):
             raise error("type", f"a tensor has one or more positive dimensions, not {list(self.shape)}")
+        if math.prod(self.shape) > LARGEST:
+            raise error("type", f"{list(self.shape)} has more than 2^40 elements a sample")
         if not isinstance(self.encoding, Real) and self.encoding.scale.size not in (1, self.shape[0]):
             raise error("type", f"scales of {self.encoding.scale.size} channels on {self.shape[0]} channels")
 

@@ -40,6 +40,8 @@ class Slice(LinearMap):
             or any(e > d for e, d in zip(self.stop, shape, strict=True))
         ):
             raise error("type", f"{list(self.start)}:{list(self.stop)}:{list(self.step)} leaves {list(shape)}")
+        if max(self.step) > 2**31:
+            raise error("type", f"steps {list(self.step)} are beyond 2^31")
         result = tuple(len(range(d)[w]) for d, w in zip(shape, self.window, strict=True))
         if min(result) < 1:
             raise error("type", f"{list(self.start)}:{list(self.stop)} of {list(shape)} is empty")

@@ -356,3 +356,19 @@ def test_a_register_that_cannot_hold_a_bound_is_named_with_its_channel():
     with pytest.raises(SpirError) as refusal:
         check_register(Interval.of([0, -(2**63)], [5, 0]), "the sum")
     assert message(refusal) == "E-VRANGE: the sum needs 65 bits in channel 1, and registers have 64"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Spikes(10**12, "rate", 0, 5, Scale.of(1.0)), "1000000000000 frames are more than 65536"),
+        (lambda: Tensor((2**30, 2**30), Real()), "more than 2^40 elements a sample"),
+        (lambda: Scale.of(Fraction(10**400)), "is beyond float64"),
+        (lambda: Scale.of(Fraction(1, 10**400)), "is beyond float64"),
+        (lambda: Current(2, "bits", 0, 1, 5, 2, Scale.of(1.0)), "an empty range of frames 5..2"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused(make, message):
+    with pytest.raises(SpirError) as refusal:
+        make()
+    assert message in str(refusal.value)
