@@ -8,9 +8,8 @@ import attrs
 
 from spir.contracts import Bounded, Contract
 from spir.ir import Array, Node
+from spir.ops._linear import WeightedMap
 from spir.ops.batch_norm import BatchNorm
-from spir.ops.conv2d import Conv2d
-from spir.ops.linear import Linear
 from spir.rewriting import Pass, Rewriter
 
 
@@ -32,7 +31,7 @@ class FoldBn(Pass):
         if not isinstance(node.op, BatchNorm):
             return None
         source = rewriter.definition(rewriter.now(node.operands[0]))
-        if source is None or not isinstance(source.op, (Conv2d, Linear)) or source.op.weight_scale is not None:
+        if source is None or not isinstance(source.op, WeightedMap) or source.op.weight_scale is not None:
             return None
         gain, offset = node.op.affine()
         weight, bias = source.op.weight.values, source.op.bias

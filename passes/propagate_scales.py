@@ -13,14 +13,12 @@ import numpy as np
 from spir.contracts import Bounded, Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap
+from spir.ops._linear import LinearMap, WeightedMap
 from spir.ops._threshold import products
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
-from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
 from spir.ops.integrate import Integrate
-from spir.ops.linear import Linear
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
@@ -140,9 +138,9 @@ class _Walk:
         bias = None
         if any(c.bias is not None for c in operands):
             zeros = (np.zeros(s) if c.bias is None else c.bias for c, s in zip(operands, shapes, strict=True))
-            plain = attrs.evolve(op, bias=None) if isinstance(op, (Conv2d, Linear)) else op
+            plain = attrs.evolve(op, bias=None) if isinstance(op, WeightedMap) else op
             bias = plain.apply(*(z[None] for z in zeros), real=True)[0]
-        if isinstance(op, (Conv2d, Linear)) and op.bias is not None:
+        if isinstance(op, WeightedMap) and op.bias is not None:
             own = np.broadcast_to(op.bias.values.reshape((-1,) + (1,) * (len(node.type.shape) - 1)), node.type.shape)
             bias = own if bias is None else bias + own
             op = attrs.evolve(op, bias=None)

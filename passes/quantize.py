@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spir.contracts import Calibrated, Contract
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node
-from spir.ops._linear import LinearMap
+from spir.ops._linear import LinearMap, WeightedMap
 from spir.ops.clip import Clip
 from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
@@ -66,7 +66,7 @@ class Quantize(Pass):
                 operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
                 rewriter.emit(op, operand, name=code, origin=node.origin)
                 return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
-            case Conv2d(weight_scale=None) | Linear(weight_scale=None):
+            case WeightedMap(weight_scale=None):
                 together = read_by_a_sum(node.result, rewriter.module)
                 weight, operand = fold_factor(node.op.weight.values, rewriter.now(node.operands[0]), rewriter)
                 codes, scale = quantise_weight(weight, self.weights or self.bits, together=together)

@@ -18,7 +18,6 @@ from spir.types import (
     Int,
     Interval,
     Real,
-    Reals,
     Scale,
     Shape,
     Spikes,
@@ -115,6 +114,69 @@ class LinearMap(Op):
         return self.bounds(*spans).magnitude
 
 
+@attrs.frozen
+class WeightedMap(LinearMap):
+    """A linear map with weights: float, or integers with ``weight_scale`` ``[1]`` or ``[O]``; only reals take a bias.
+
+    A subclass gives ``name``, ``shape``, ``bounds``, ``apply`` and ``synapses``; outputs are the first axis of weights.
+    """
+
+    weight: Array
+    weight_scale: Array | None = None
+    bias: Array | None = None
+
+    def check_real(self, *types: Tensor) -> None:
+        """Integer weights carry a scale, float weights none; a bias has one value an output."""
+        outputs = self.weight.values.shape[0]
+        if self.weight_scale is None and self.weight.integral:
+            raise error("type", "integer weights need a weight_scale", fix="give weight_scale, or float weights")
+        if self.weight_scale is not None and not self.weight.integral:
+            raise error("type", "float weights take no weight_scale", fix="drop it, or give integer weights")
+        if self.weight_scale is not None and self.weight_scale.values.shape not in ((1,), (outputs,)):
+            given = list(self.weight_scale.values.shape)
+            raise error("type", f"weight_scale has shape {given}, not [1] or [{outputs}]")
+        if self.bias is not None and self.bias.values.shape != (outputs,):
+            raise error("type", f"bias has shape {list(self.bias.values.shape)}, not [{outputs}]")
+
+    def check_integer(self, *types: Tensor) -> None:
+        """Integer weights with a scale, and no bias."""
+        carrier = types[0].encoding
+        if not self.weight.integral or self.weight_scale is None:
+            raise error("type", f"float weights cannot act on {carrier}", fix="quantize the weights")
+        if self.bias is not None:
+            raise error(
+                "type",
+                f"a bias cannot ride on {carrier}: every frame would add it again",
+                fix="put the bias into the requant, neuron or readout that follows (propagate-scales does)",
+            )
+        self.check_real(*types)
+
+    def scale(self, *types: Tensor) -> Scale:
+        """Input scale x weight scale; a sum over channels of unequal scales is refused."""
+        incoming = same_scale(types)
+        if incoming.size > 1:
+            raise error(
+                "E-SCALE",
+                f"a sum over channels of unequal scales {incoming}",
+                fix="fold the channel scales into the float weights before quantize",
+            )
+        return incoming * self.weight_steps
+
+    @property
+    def weight_steps(self) -> Scale:
+        """The scale of integer weights."""
+        assert self.weight_scale is not None  # check_integer came first
+        return Scale.of(self.weight_scale.values.tolist())
+
+    def weights(self, like: NDArray[Any], *, real: bool) -> NDArray[Any]:
+        """The weights to compute with: on reals what they stand for, on carriers the integers, typed like ``like``."""
+        if not real:
+            return self.weight.values.astype(like.dtype)
+        if self.weight_scale is None:
+            return np.asarray(self.weight.values, dtype=np.float64)
+        return np.asarray(self.weight.values * channelwise(self.weight_scale.values, self.weight.values.ndim))
+
+
 def weighted(weight: NDArray[np.int64], x: Interval) -> Interval:
     """Bounds of ``sum_i w[o, i] x[i]`` when each ``w[o, i]`` is split by sign: ``weight`` is ``[2, O, I]``, >= 0 parts.
 
@@ -137,66 +199,6 @@ def split_by_sign(weight: NDArray[Any], outputs: int, inputs: int) -> NDArray[np
     if np.abs(flat.astype(np.float64)).sum() >= 2**62:
         flat = flat.astype(object)  # sums of such weights would wrap
     return np.stack([np.maximum(flat, 0).sum(axis=2), np.maximum(-flat, 0).sum(axis=2)])
-
-
-def check_weighted(weight: Array, weight_scale: Array | None, bias: Array | None, x: Tensor) -> None:
-    """What every op with weights asks of an integer carrier: integer weights with a scale, and no bias.
-
-    Raises:
-        SpirError[type]: float weights, a bias, or a missing scale.
-    """
-    if not weight.integral or weight_scale is None:
-        raise error("type", f"float weights cannot act on {x.encoding}", fix="quantize the weights")
-    if bias is not None:
-        raise error(
-            "type",
-            f"a bias cannot ride on {x.encoding}: every frame would add it again",
-            fix="put the bias into the requant, neuron or readout that follows (propagate-scales does)",
-        )
-
-
-def real_weight(weight: Array, weight_scale: Array | None) -> Reals:
-    """The real weights: as they are, or integers times their scale, ``[1]`` or ``[O]``."""
-    if weight_scale is None:
-        return np.asarray(weight.values, dtype=np.float64)
-    return np.asarray(weight.values * channelwise(weight_scale.values, weight.values.ndim), dtype=np.float64)
-
-
-def check_weight_scale(weight: Array, weight_scale: Array | None) -> None:
-    """Integer weights carry a scale, one or one per output channel; float weights carry none."""
-    if weight_scale is None:
-        if weight.integral:
-            raise error("type", "integer weights need a weight_scale", fix="give weight_scale, or float weights")
-        return
-    if not weight.integral:
-        raise error("type", "float weights take no weight_scale", fix="drop it, or give integer weights")
-    outputs, given = weight.values.shape[0], weight_scale.values
-    if given.shape not in ((1,), (outputs,)):
-        raise error("type", f"weight_scale has shape {list(given.shape)}, not [1] or [{outputs}]")
-
-
-def check_bias(weight: Array, bias: Array | None) -> None:
-    """A bias has one value an output."""
-    outputs = weight.values.shape[0]
-    if bias is not None and bias.values.shape != (outputs,):
-        raise error("type", f"bias has shape {list(bias.values.shape)}, not [{outputs}]")
-
-
-def contracted_scale(x: Tensor, weight_scale: Array | None) -> Scale:
-    """Scale of a sum over input channels: input scale x weight scale.
-
-    Raises:
-        SpirError[E-SCALE]: unequal per-channel scales meet in one sum.
-    """
-    incoming = same_scale((x,))
-    if incoming.size > 1:
-        raise error(
-            "E-SCALE",
-            f"a sum over channels of unequal scales {incoming}",
-            fix="fold the channel scales into the float weights before quantize",
-        )
-    assert weight_scale is not None  # check_integer came first
-    return incoming * Scale.of(weight_scale.values.tolist())
 
 
 def channelwise(values: NDArray[Any], rank: int) -> NDArray[Any]:

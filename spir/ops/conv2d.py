@@ -13,21 +13,16 @@ from spir.errors import error
 from spir.ir import Array
 from spir.ops._linear import (
     Counts,
-    LinearMap,
+    WeightedMap,
     channelwise,
-    check_bias,
-    check_weight_scale,
-    check_weighted,
-    contracted_scale,
-    real_weight,
     split_by_sign,
     weighted,
 )
-from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor
+from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
 
 
 @attrs.frozen
-class Conv2d(LinearMap):
+class Conv2d(WeightedMap):
     """``y[o] = sum_{i, u, v} w[o, i, u, v] x[i, s*p + d*u - pad, ...] (+ bias[o])`` on ``[C, H, W]``.
 
     ``weight`` is ``[O, I/groups, kh, kw]``: float, or integers with ``weight_scale`` ``[1]`` or ``[O]``. ``padding`` is
@@ -35,9 +30,6 @@ class Conv2d(LinearMap):
     """
 
     name: ClassVar[str] = "conv2d"
-    weight: Array
-    weight_scale: Array | None = None
-    bias: Array | None = None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
@@ -65,26 +57,14 @@ class Conv2d(LinearMap):
             raise error("type", f"a {kh}x{kw} kernel does not fit into {shape[1]}x{shape[2]} with this padding")
         return outputs, height, width
 
-    def check_real(self, *types: Tensor) -> None:
-        """Weights and scale belong together; one bias an output."""
-        check_weight_scale(self.weight, self.weight_scale)
-        check_bias(self.weight, self.bias)
-
-    def check_integer(self, *types: Tensor) -> None:
-        """Integer weights, no bias."""
-        check_weighted(self.weight, self.weight_scale, self.bias, types[0])
-        check_weight_scale(self.weight, self.weight_scale)
-
     def scale(self, *types: Tensor) -> Scale:
         """Input scale x weight scale; a depthwise convolution may read per-channel scales."""
         (x,) = types
-        incoming = x.encoding.scale if not isinstance(x.encoding, Real) else None
-        if incoming is not None and incoming.size > 1 and self.groups == x.shape[0]:
-            repeat = self.weight.values.shape[0] // self.groups
-            assert self.weight_scale is not None  # check_integer came first
-            spread = incoming.map(lambda values: (v for v in values for _ in range(repeat)))
-            return spread * Scale.of(self.weight_scale.values.tolist())
-        return contracted_scale(x, self.weight_scale)
+        incoming = scale_of(x)
+        if incoming.size == 1 or self.groups != x.shape[0]:
+            return super().scale(x)
+        repeat = self.weight.values.shape[0] // self.groups
+        return incoming.map(lambda values: (v for v in values for _ in range(repeat))) * self.weight_steps
 
     def bounds(self, *intervals: Interval) -> Interval:
         """Sign-split sums, group by group; padding widens every operand to hold 0."""
@@ -106,7 +86,7 @@ class Conv2d(LinearMap):
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """One matrix product a kernel position and group, added up."""
         (x0,) = x
-        weight = real_weight(self.weight, self.weight_scale) if real else self.weight.values.astype(x0.dtype)
+        weight = self.weights(x0, real=real)
         outputs, inputs, kh, kw = weight.shape
         _, height, width = self.shape(x0.shape[1:])
         top, bottom, left, right = self.padding

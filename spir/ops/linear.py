@@ -13,12 +13,7 @@ from spir.errors import error
 from spir.ir import Array
 from spir.ops._linear import (
     Counts,
-    LinearMap,
-    check_bias,
-    check_weight_scale,
-    check_weighted,
-    contracted_scale,
-    real_weight,
+    WeightedMap,
     split_by_sign,
     weighted,
 )
@@ -26,16 +21,13 @@ from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor
 
 
 @attrs.frozen
-class Linear(LinearMap):
+class Linear(WeightedMap):
     """``y[o] = sum_i w[o, i] x[i] (+ bias[o])`` on ``[I]``.
 
     ``weight`` is ``[O, I]``: float, or integers with ``weight_scale`` ``[1]`` or ``[O]``. Only reals take a bias.
     """
 
     name: ClassVar[str] = "linear"
-    weight: Array
-    weight_scale: Array | None = None
-    bias: Array | None = None
 
     def shape(self, *shapes: Shape) -> Shape:
         """``[I]`` to ``[O]``."""
@@ -49,20 +41,6 @@ class Linear(LinearMap):
             )
         return (weight.shape[0],)
 
-    def check_real(self, *types: Tensor) -> None:
-        """Weights and scale belong together; one bias an output."""
-        check_weight_scale(self.weight, self.weight_scale)
-        check_bias(self.weight, self.bias)
-
-    def check_integer(self, *types: Tensor) -> None:
-        """Integer weights, no bias."""
-        check_weighted(self.weight, self.weight_scale, self.bias, types[0])
-        check_weight_scale(self.weight, self.weight_scale)
-
-    def scale(self, *types: Tensor) -> Scale:
-        """Input scale x weight scale."""
-        return contracted_scale(types[0], self.weight_scale)
-
     def bounds(self, *intervals: Interval) -> Interval:
         """Sign-split sums."""
         return weighted(split_by_sign(self.weight.values, *self.weight.values.shape), intervals[0])
@@ -70,8 +48,7 @@ class Linear(LinearMap):
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """One matrix product."""
         (x0,) = x
-        weight = real_weight(self.weight, self.weight_scale) if real else self.weight.values.astype(x0.dtype)
-        result: NDArray[Any] = x0 @ weight.T
+        result: NDArray[Any] = x0 @ self.weights(x0, real=real).T
         return result if self.bias is None else np.asarray(result + self.bias.values)
 
     def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
