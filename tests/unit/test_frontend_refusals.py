@@ -11,22 +11,9 @@ from torch import nn
 
 from spir.errors import SpirError
 from spir.frontends.torch_fx import TorchFx
+from tests.unit.lambdas import Lambda
 
 HERE = "test_frontend_refusals.py"
-
-
-class Lambda(nn.Module):
-    """A network of one function, which sees the network where that has parts."""
-
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.function = function
-        self.parts = tuple(parts)
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.function(self, x) if self.parts else self.function(x)
 
 
 def refusal(model, x=None) -> SpirError:

@@ -15,22 +15,9 @@ from spir.demo.lenet import LeNet5
 from spir.frontends.torch_fx import TorchFx
 from spir.interpreter import run
 from spir.text import parse
+from tests.unit.lambdas import Lambda
 
 BOUND = 1e-10  # of the largest output, in float64
-
-
-class Lambda(nn.Module):
-    """A network of one function, which sees the network where that has parts."""
-
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.function = function
-        self.parts = tuple(parts)
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.function(self, x) if self.parts else self.function(x)
 
 
 def parameter(*shape):
