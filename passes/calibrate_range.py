@@ -12,6 +12,7 @@ from spir.contracts import Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module
 from spir.ops.clip import Clip
+from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
@@ -53,7 +54,7 @@ class CalibrateRange(Pass):
 
     name: ClassVar[str] = "calibrate-range"
     method: str = option("max", "max, or percentile", one_of=("max", "percentile"))
-    percentile: float = option(99.99, "the share of values inside, for method = percentile", ge=50, le=100)
+    percentile: float | None = option(None, "the share of values inside, for method = percentile: 99.99", ge=50, le=100)
 
     def contract(self) -> Contract:
         """Values beyond the calibrated range change."""
@@ -63,9 +64,12 @@ class CalibrateRange(Pass):
         """Measures every selected relu and the input, then rewrites them."""
         if context.data is None:
             raise error("data", f"{self.name} needs calibration data", fix="compile(..., data=images)")
+        if self.method == "max" and self.percentile is not None:
+            raise error("option", f"{self.name}: method=max takes no percentile", fix="method=percentile")
         selected = [n for n in module.nodes if isinstance(n.op, Relu) and isinstance(n.type.encoding, Real)]
         watched = {n.result for n in selected if self.selects(n)}
-        if isinstance(module.input.type.encoding, Real):
+        ranged = all(isinstance(n.op, (Clip, Quantize)) for n in module.readers[module.input.name])
+        if isinstance(module.input.type.encoding, Real) and not ranged:
             watched.add(module.input.name)
         ends = self._measure(module, context, watched)
         live = max((max(-low, high) for low, high in ends.values()), default=0.0) or 1.0
@@ -89,7 +93,9 @@ class CalibrateRange(Pass):
 
     def _measure(self, module: Module, context: Context, watched: set[str]) -> dict[str, tuple[float, float]]:
         assert context.data is not None  # run refused
-        outside = 0 if self.method == "max" else 1 - Fraction(str(self.percentile)) / 100  # as the decimal reads
+        outside = (
+            0 if self.method == "max" else 1 - Fraction(str(self.percentile or 99.99)) / 100
+        )  # as the decimal reads
         keep = {n: 1 + int(outside * len(context.data) * module.types[n].size) for n in watched}
         tails: dict[str, _Tail] = {}
         for values in context.evaluate(module, context.data, "|".join(sorted(watched))):

@@ -7,14 +7,13 @@ from typing import ClassVar
 import attrs
 
 from spir.contracts import Contract, Exact
-from spir.discovery import find, names
-from spir.errors import SpirError, error, located, raise_all, unknown
+from spir.errors import SpirError, error, located, raise_all
 from spir.ir import Module, Node
-from spir.ops._neuron import Neuron
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.options import option
+from spir.passes._neurons import neuron_class
 from spir.rewriting import Context, Pass, Rewriter
 
 
@@ -67,17 +66,3 @@ class DeriveThresholds(Pass):
                 name = rewriter.fresh(f"{node.result}.train")
                 return rewriter.emit(neuron.derive(node.op), code, name=name, origin=node.origin)
         return None
-
-
-def neuron_class(name: str) -> type[Neuron]:
-    """The neuron of a name.
-
-    Raises:
-        SpirError[option]: there is none.
-    """
-    known = [n.removeprefix("neuron_") for n in names("ops") if n.startswith("neuron_")]
-    if name.replace("-", "_") not in known:
-        raise unknown("neuron", name, known, code="option")
-    found = find("ops", f"neuron_{name.replace('-', '_')}")
-    assert issubclass(found, Neuron)
-    return found

@@ -7,7 +7,6 @@ from typing import ClassVar
 import attrs
 
 from spir.contracts import Contract, Exact
-from spir.discovery import find, names
 from spir.errors import error
 from spir.ir import Module, Node
 from spir.ops._neuron import Neuron
@@ -15,6 +14,7 @@ from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.requant import Requant
 from spir.options import option
+from spir.passes._neurons import neuron_class, neuron_names
 from spir.rewriting import Context, Pass, Rewriter
 
 
@@ -51,9 +51,8 @@ class FuseNeuron(Pass):
             return None
         if rewriter.type(integrate.operands[0]).train is None:
             return None
-        wanted = [n for n in names("ops") if n.startswith("neuron_") and self.neuron in (None, n[7:].replace("_", "-"))]
-        owners = [owner for n in wanted if issubclass(owner := find("ops", n), Neuron)]
-        fused = [op for o in owners if (op := o.fuse(integrate.op, requant.op, node.op)) is not None]
+        wanted = neuron_names() if self.neuron is None else [self.neuron]
+        fused = [op for o in map(neuron_class, wanted) if (op := o.fuse(integrate.op, requant.op, node.op)) is not None]
         if len(fused) > 1:
             raise error(
                 "type",

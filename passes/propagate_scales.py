@@ -13,8 +13,7 @@ import numpy as np
 from spir.contracts import Bounded, Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap, WeightedMap
-from spir.ops._threshold import products
+from spir.ops._linear import LinearMap, WeightedMap, channelwise
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.dequantize import Dequantize
@@ -24,7 +23,7 @@ from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import REGISTER_BITS, Int, Real, Reals, Scale, Tensor, scale_of
+from spir.types import REGISTER_BITS, Int, Real, Reals, Scale, scale_of
 
 
 @attrs.frozen
@@ -32,10 +31,10 @@ class PropagateScales(Pass):
     """dequantize; linear ops on reals; quantize -> linear ops on integers; requant.  Output -> integrate (readout).
 
     Nothing is moved but biases: scales live in types, so an integer value's scale is known from its operands. Each
-    requant solves M = S_x S_w / S_y as mul / 2^s (SDANN eqs 8-10, 17), its bias and the half of round-half-up inside
-    ``add``. Where branches of a sum have unequal scales, ``wide`` multiplies both by integers of ``width`` bits to one
-    fine scale; ``rescale`` requantises each branch that is no activation by a signed code, over the range that the
-    calibration data reach, in steps that are a power of two times those of the other branch.
+    requant solves M = S_x S_w / S_y as mul / 2^s, s per channel (SDANN eqs 8-10, 17), its bias and the half of
+    round-half-up inside ``add``. Where branches of a sum have unequal scales, ``wide`` multiplies both by integers of
+    ``width`` bits to one fine scale; ``rescale`` requantises each branch that is no activation by a signed code, over
+    the range that the calibration data reach, in steps that are a power of two times those of the other branch.
     """
 
     name: ClassVar[str] = "propagate-scales"
@@ -153,40 +152,50 @@ class _Walk:
         return self.rewriter.emit(requant, x.value, name=name, origin=node.origin)
 
     def solve(self, node: Node, op: Quantize, x: _Carried) -> Requant:
-        """The triple: the finest grid 2^s whose multipliers fit ``bits`` and whose products fit a register.
+        """The triple: per channel the finest grid 2^s whose multiplier fits ``bits`` and whose products fit a register.
 
         Raises:
-            SpirError[E-MULT-RANGE]: a multiplier rounds to 0 on every grid.
+            SpirError[E-MULT-RANGE]: a channel has no such grid, or its multiplier rounds to 0 where its sum shows.
         """
         type_ = self.rewriter.type(x.value)
         ratios = [s / Fraction(op.scale) for s in scale_of(type_).known]
-        largest = max(ratios)
-        shift = min(self.step_.bits - 1 - math.floor(math.log2(largest)), REGISTER_BITS - 1)
-        while round(largest * Fraction(2) ** shift) >= 2**self.step_.bits:
-            shift -= 1
-        bias = None if x.bias is None else per_channel(x.bias) / op.scale
-        while shift >= 1:
-            mul = Array.of([math.floor(r * 2**shift + Fraction(1, 2)) for r in ratios])
-            offset = np.zeros(1) if bias is None else bias
-            if np.abs(offset).max() < 2.0 ** (REGISTER_BITS - 2 - shift):
-                add = Array.of(np.floor(offset * 2.0**shift + 0.5).astype(np.int64) + 2 ** (shift - 1))
-                if products(mul, add, type_.range).magnitude < 2**REGISTER_BITS:
-                    break
-            shift -= 1
-        if shift < 1 or self.shows(type_, [r for r, m in zip(ratios, mul.values.tolist(), strict=True) if not m]):
+        offset = np.zeros(1) if x.bias is None else per_channel(x.bias) / op.scale
+        reach, most = type_.range.magnitude, self.largest_offsets(offset, len(ratios))
+        shifts = np.array([self.shift(r, reach, o) for r, o in zip(ratios, most, strict=True)])
+        factors = [
+            math.floor(r * 2 ** int(s) + Fraction(1, 2)) if s > 0 else 0 for r, s in zip(ratios, shifts, strict=True)
+        ]
+        # a channel whose whole sum stays below 2^-6 of a step may as well be multiplied by 0
+        starved = [r for r, factor in zip(ratios, factors, strict=True) if not factor and r * reach * 2**6 > 1]
+        if shifts.min() < 1 or starved:
             raise error(
                 "E-MULT-RANGE",
                 f"%{self.named(node)}: scales {scale_of(type_)} over {op.scale!r} have no multiplier of "
-                f"{self.step_.bits} bits on one grid",
+                f"{self.step_.bits} bits",
                 from_=str(node.origin),
                 fix="more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations",
             )
-        return Requant(mul, add, 2**shift, op.lo, op.hi, op.scale)
+        grid = channelwise(shifts, max(offset.ndim, 1))
+        add = np.floor(offset * 2.0**grid + 0.5).astype(np.int64) + 2 ** (grid - 1)
+        div = 2 ** int(shifts[0]) if (shifts == shifts[0]).all() else Array.of(2**shifts)
+        return Requant(Array.of(factors), Array.of(add), div, op.lo, op.hi, op.scale)
+
+    def shift(self, ratio: Fraction, reach: int, offset: float) -> int:
+        """The largest s with round(ratio 2^s) below 2^bits and |mul z| + |add| inside a register; below 1: none."""
+        shift = min(self.step_.bits - 1 - math.floor(math.log2(ratio)), REGISTER_BITS - 2)
+        room, each = Fraction(2) ** REGISTER_BITS, Fraction(offset) + 2
+        while shift >= 1 and (
+            round(ratio * 2**shift) >= 2**self.step_.bits or (ratio * reach + each) * 2**shift + reach >= room
+        ):
+            shift -= 1
+        return shift
 
     @staticmethod
-    def shows(type_: Tensor, ratios: list[Fraction]) -> bool:
-        """Whether a sum may reach 2^-6 of a step under a multiplier that rounds to 0."""
-        return bool(type_.range.magnitude * max(ratios, default=Fraction(0)) * 2**6 > 1)
+    def largest_offsets(offset: Reals, channels: int) -> list[float]:
+        """The largest |bias| of each channel, or of all where the channels share one grid."""
+        rows = np.abs(offset).reshape(len(offset), -1).max(axis=1)
+        found = np.broadcast_to(rows, (channels,)) if channels > 1 else rows.max(keepdims=True)
+        return [float(v) for v in found]
 
     def meet(self, node: Node, operands: list[_Carried]) -> list[_Carried]:
         """Operands of one scale."""

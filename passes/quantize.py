@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import attrs
@@ -84,13 +85,17 @@ class Quantize(Pass):
 
 def fold_factor(weight: Reals, operand: str, rewriter: Rewriter) -> tuple[Reals, str]:
     """Float weights times the constants per channel that their operand was multiplied by, and what it was before."""
-    source = rewriter.definition(operand)
-    if source is None or not isinstance(source.op, Scaling) or source.op.factor.values.size == 1:
+    factors, before, source = [], operand, rewriter.definition(operand)
+    while source is not None and isinstance(source.op, Scaling) and source.op.to is None:
+        factors.append(source.op.factor.values)
+        before = source.operands[0]
+        source = rewriter.definition(before)
+    if all(factor.size == 1 for factor in factors):
         return weight, operand
-    inputs = weight.shape[1]
-    groups = source.op.factor.values.size // inputs
-    each = np.repeat(source.op.factor.values.reshape(groups, inputs), len(weight) // groups, axis=0)
-    return weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2)), source.operands[0]
+    inputs, channels = weight.shape[1], rewriter.type(operand).shape[0]
+    whole = np.broadcast_to(math.prod(factors), (channels,)).reshape(channels // inputs, inputs)
+    each = np.repeat(whole, len(weight) * inputs // channels, axis=0)
+    return weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2)), before
 
 
 def short(scale: float) -> float:

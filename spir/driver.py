@@ -145,7 +145,7 @@ class Compiled:
         counter = report.Counter(self.module)
         for part in self._runs(batch, counter.keep):
             counter.add({name: t.stored for name, t in part.items()})
-        return counter.finish(len(batch), self.journal, self.source, str(self.backend.name))
+        return counter.finish(batch.shape[self._axis], self.journal, self.source, str(self.backend.name))
 
     def save(self, path: str | Path) -> None:
         """Writes the artifact folder whole or not at all; an older artifact there is replaced.
@@ -156,8 +156,16 @@ class Compiled:
         backend = f"{self.backend.name}{spelled(self.backend)}"
         artifact.write(Path(path), artifact.Artifact(self.module, self.journal, backend, dict(self.source)))
 
+    @property
+    def _axis(self) -> int:
+        """The batch axis of the input: trains have their frames before it."""
+        return 0 if self.module.input.type.train is None else 1
+
     def _batch(self, x: Any) -> NDArray[Any]:
         batch = _array(x, "the input")
+        if self._axis:
+            self.module.input.type.read(batch)
+            return batch
         shape = self.module.input.type.shape
         if batch.shape[1:] != shape or not len(batch):
             raise error(
@@ -165,17 +173,12 @@ class Compiled:
                 f"the network takes [N, {', '.join(map(str, shape))}], and the input is {list(batch.shape)}",
                 fix="add the batch axis" if batch.shape == shape else "give a batch of that shape",
             )
-        if isinstance(self.module.input.type.encoding, Real) and batch.dtype == np.uint8:
-            raise error(
-                "data",
-                "the input holds bytes, and the network was read on floats",
-                fix="give it as the model receives it: converted to float and normalised",
-            )
+        _floats(batch, self.module, "the input")
         return batch
 
     def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
-        for start, stop in _chunks(len(batch), self.executable.bytes_per_sample):
-            stored = self.executable.run(batch[start:stop], keep)
+        for start, stop in _chunks(batch.shape[self._axis], self.executable.bytes_per_sample):
+            stored = self.executable.run(batch[:, start:stop] if self._axis else batch[start:stop], keep)
             yield {name: Trace(self.module.types[name], values) for name, values in stored.items()}
 
 
@@ -355,7 +358,19 @@ def _check_seed(seed: int) -> None:
         raise error("usage", f"seed = {seed!r} is no seed", fix="a whole number, 0 or more")
 
 
+def _floats(batch: NDArray[Any], module: Module, what: str) -> None:
+    """Refuses bytes for a network of reals: raw images, whose accuracy would be that of chance."""
+    if isinstance(module.input.type.encoding, Real) and batch.dtype == np.uint8:
+        raise error(
+            "data",
+            f"{what} holds bytes, and the network was read on floats",
+            fix="give it as the model receives it: converted to float and normalised",
+        )
+
+
 def _fits(inputs: NDArray[Any] | None, module: Module) -> None:
+    if inputs is not None:
+        _floats(inputs, module, "the calibration data")
     if inputs is not None and inputs.shape[1:] != module.input.type.shape:
         raise error(
             "data",

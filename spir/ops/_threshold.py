@@ -41,7 +41,7 @@ def check_triple(mul: Array, add: Array, div: Divisor, shape: Shape, x: Tensor) 
                 f" or {list(shape)}",
             )
     if isinstance(div, int):
-        check_register(Interval.of(0, max(div, 0)), "div")
+        check_register(Interval.of(min(div, 0), max(div, 0)), "div")
     elif not div.integral or div.values.shape not in ((1,), (shape[0],)):
         raise error("type", f"div {list(div.values.shape)} is not integers of shape [1] or [{shape[0]}]")
     if divisors(div).min() < 1:

@@ -17,6 +17,7 @@ from spir.driver import Context
 from spir.errors import SpirError
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
+from spir.ops._threshold import divisors
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
 from spir.ops.conv2d import Conv2d
@@ -245,11 +246,13 @@ def test_propagate_scales_is_the_exact_law_but_for_rounded_integers(network, bit
     rng = np.random.default_rng(seed)
     for node, source in requants(quantised, integer):
         op, (operand,) = node.op, node.operands
-        assert op.div.bit_count() == 1
+        grids = divisors(op.div).tolist()
+        assert all(grid.bit_count() == 1 for grid in grids)
         assert (op.lo, op.hi, op.scale) == (source.op.lo, source.op.hi, source.op.scale)
         ratios = [s / Fraction(op.scale) for s in scale_of(integer.types[operand]).known]
-        for mul, ratio in zip(op.mul.values.tolist(), ratios * (len(op.mul.values) // len(ratios)), strict=True):
-            assert abs(Fraction(mul, op.div) - ratio) <= Fraction(1, 2 * op.div)
+        each = grids * (len(ratios) // len(grids))
+        for mul, ratio, grid in zip(op.mul.values.tolist(), ratios, each, strict=True):
+            assert abs(Fraction(mul, grid) - ratio) <= Fraction(1, 2 * grid)
         bias = lacked[source.operands[0]]
         for _ in range(SOME):
             where = tuple(int(rng.integers(d)) for d in stored[operand].shape)
@@ -257,7 +260,9 @@ def test_propagate_scales_is_the_exact_law_but_for_rounded_integers(network, bit
             b = Fraction(float(bias[where[1:]])) / Fraction(op.scale)
             y = channel_of(ratios, where[1:]) * z + b + Fraction(1, 2)
             exact = min(max(math.floor(y), op.lo), op.hi)
-            slack = Fraction(abs(z) + 1, 2 * op.div) + abs(b) / 2**50  # and the float64 that b came in
+            slack = (
+                Fraction(abs(z) + 1, 2 * channel_of(each, where[1:])) + abs(b) / 2**50
+            )  # and the float64 that b came in
             assert op.lo <= code <= op.hi
             assert abs(code - exact) <= 1 + math.floor(slack)
             if code != exact:
@@ -276,7 +281,9 @@ def test_codes_of_the_first_layer_are_those_of_the_quantised_network_or_next_to_
     first = [(node, source) for node, source in requants(quantised, integer) if reads_the_input(quantised, source)]
     for node, source in first:
         reach = integer.types[node.operands[0]].range.magnitude
-        codes = 1.001 + (reach + 1) / (2 * node.op.div)  # products near 64 bits leave the multiplier few bits
+        codes = 1.001 + (reach + 1) / (
+            2 * int(divisors(node.op.div).min())
+        )  # products near 64 bits leave the multiplier few bits
         event("multiplier: " + ("fine" if codes < 2 else "coarse"))
         assert (np.abs(wanted[node.result] - found[node.result]) <= source.op.scale * codes).all(), node.result
     event(f"{min(len(first), 2)} or more such layers")

@@ -101,6 +101,8 @@ def test_every_layer_is_the_same_on_every_backend_and_in_the_integer_network(net
     active = activity(module, wanted)
     event(f"spikes: {'none' if not active else 'under 5 %' if active < 0.05 else 'more'}")
     event(f"{min(len(network.module.nodes) // 5 * 5, 20)} or more ops")
+    event("a residual join" if network.joins else "no join")
+    event("a dead channel" if network.dead else "every channel alive")
 
 
 @bounded(20)

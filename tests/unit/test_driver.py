@@ -468,3 +468,27 @@ def test_data_may_be_reversed_big_endian_or_longer_than_float64(change):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU())
     snn = spir.compile(model, "@stem", data=data, example=data)
     assert snn(data).shape == (4, 2, 3, 3)
+
+
+def test_raw_bytes_are_refused_as_data_and_as_input():
+    x = np.random.default_rng(0).random((4, 3, 5, 5), dtype=np.float32)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU())
+    raw = (255 * x).astype(np.uint8)
+    for call in (
+        lambda: spir.compile(model, "@stem", data=raw, example=x),
+        lambda: spir.compile(model, "@stem", data=x)(raw),
+    ):
+        with pytest.raises(SpirError, match="holds bytes, and the network was read on floats"):
+            call()
+
+
+def test_a_module_that_reads_trains_is_called_with_trains():
+    text = """module {
+  input %x : tensor<2, spikes[3, bits, 0..7] * 0.5>
+  %y = integrate %x : tensor<2, int[0, 7] * 0.5>
+  output %y
+}"""
+    snn = spir.compile(spir.parse(text), "")
+    frames = np.array([[[1, 0]], [[0, 1]], [[1, 1]]])
+    assert snn(frames).tolist() == [[2.5, 1.5]]
+    assert spir.compile(spir.parse(text), "", backend="hw").report(frames).samples == 1

@@ -365,7 +365,7 @@ def test_a_clip_becomes_codes_and_keeps_its_name_for_what_they_mean():
 
 
 def test_a_channel_too_small_to_show_is_multiplied_by_0():
-    module = network(("a", Linear(Array.of([[1.0], [1e-12]])), "x"), ("b", Relu(), "a"), shape=(1,))
+    module = network(("a", Linear(Array.of([[1.0], [1e-30]])), "x"), ("b", Relu(), "a"), shape=(1,))
     assert op_of(run(module, TO_INTEGERS, images(shape=(1,))), "b").mul.values[1] == 0
 
 
@@ -622,17 +622,26 @@ def test_scales_too_far_apart_for_wide_are_refused():
     )
 
 
-def test_a_channel_too_small_for_any_multiplier_is_refused():
-    weight = Array.of([[1.0], [1e-3]])
-    module = network(("a", Linear(weight), "x"), ("b", Relu(), "a"), shape=(1,))
-    passes = TO_INTEGERS.replace("quantize", "quantize{weights=2}") + "{bits=4}"
-    text = re.sub(r"#\w+\] over [\d.]+", "#D] over S", text_of(refusal(module, passes, images(shape=(1,)))))
+def test_a_step_far_finer_than_the_sum_has_no_multiplier():
+    data = images(shape=(1,))
+    nearly_all = Linear(Array.of([[1.0]]), None, Array.of([-0.9999 * data.max()]))
+    module = network(("a", nearly_all, "x"), ("b", Relu(), "a"), shape=(1,))
+    text = re.sub(r"scales .* have", "scales S have", text_of(refusal(module, TO_INTEGERS + "{bits=4}", data)))
     assert text == (
-        "error[E-MULT-RANGE]: %b: scales [2 #D] over S have no multiplier of 4 bits on one grid\n"
+        "error[E-MULT-RANGE]: %b: scales S have no multiplier of 4 bits\n"
         "       from: net.b (net.py line 7)\n"
         "       pass: propagate-scales{bits=4}\n"
         "        fix: more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations"
     )
+
+
+def test_every_channel_has_a_grid_of_its_own():
+    weight = Array.of([[1.0], [1e-7]])
+    data = images(shape=(1,))
+    module = network(("a", Linear(weight), "x"), ("b", Relu(), "a"), shape=(1,))
+    requant = op_of(run(module, TO_INTEGERS, data), "b")
+    assert all(2**22 <= m < 2**24 for m in requant.mul.values)
+    assert requant.div.values[1] > requant.div.values[0] == requant.div.values.min()
 
 
 def test_a_readout_bias_beyond_the_registers_is_refused():
@@ -792,3 +801,37 @@ def test_a_requant_of_integers_is_no_neuron():
     source = Int(-90, 80, Scale.of(0.5))
     module = network(("a", Integrate(), "x"), ("b", requant, "a"), ("c", Encode(4), "b"), encoding=source)
     assert run(module, "fuse-neuron") == module
+
+
+def test_constants_in_a_row_fold_together():
+    module = network(
+        ("k", Scaling(Array.of([3.0])), "x"),
+        ("a", Scaling(Array.of([0.5, -2.0])), "k"),
+        ("b", conv(3), "a"),
+        ("c", Relu(), "b"),
+    )
+    after = run(module, "calibrate-range, quantize", images())
+    assert not list(ops_of(after, Scaling))
+    found, wanted = (interpreter.run(m, images(), "b")["b"] for m in (after, module))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.02 * np.abs(wanted).max())
+
+
+def test_an_input_that_has_its_range_keeps_it():
+    module = network(("a", Relu(), "x"), ("b", conv(2), "a"), ("c", Relu(), "b"))
+    once = run(module, "calibrate-range{layers=net.a}", images())
+    twice = run(once, "calibrate-range", 2 * images())
+    assert shown(twice) == ["x.clip = clip x", "a = clip x.clip", "b = conv2d a", "c = clip b"]
+    assert op_of(twice, "x.clip") == op_of(once, "x.clip")
+
+
+def test_a_percentile_that_no_method_asks_for_is_refused():
+    refused = refusal(network(("a", Relu(), "x")), "calibrate-range{percentile=60.0}", images())
+    assert refused.code == "option"
+    assert "fix: method=percentile" in str(refused)
+
+
+def test_a_neuron_that_does_not_exist_is_refused_with_the_nearest():
+    module = network(("a", conv(2), "x"), ("b", Relu(), "a"))
+    for name in ("derive-thresholds{neuron=stam}", "fuse-neuron{neuron=stam}"):
+        passes = f"{TO_INTEGERS}, derive-thresholds, {name}" if name.startswith("fuse") else f"{TO_INTEGERS}, {name}"
+        assert "did you mean 'stem'?" in str(refusal(module, passes, images()))

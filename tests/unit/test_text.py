@@ -474,3 +474,17 @@ def test_a_strange_line_separator_does_not_move_the_place():
     with pytest.raises(SpirError) as refusal:
         parse(text)
     assert "at: line 4\n               %y = rely %x" in str(refusal.value)
+
+
+def test_a_divisor_far_below_0_is_refused():
+    text = """module {
+  input %x : tensor<2, int[0, 7] * 0.5>
+  %y = requant %x {mul = @y.mul#MUL, add = @y.add#ADD,
+    div = -1000000000000000000000000000000, lo = 0, hi = 7, scale = 1.0} :
+    tensor<2, int[0, 7] * 1.0>
+  output %y
+}"""
+    arrays = {"y.mul": Array.of([1]), "y.add": Array.of([0])}
+    text = text.replace("MUL", arrays["y.mul"].digest).replace("ADD", arrays["y.add"].digest)
+    with pytest.raises(SpirError):
+        parse(text, arrays)
