@@ -93,9 +93,8 @@ class CalibrateRange(Pass):
 
     def _measure(self, module: Module, context: Context, watched: set[str]) -> dict[str, tuple[float, float]]:
         assert context.data is not None  # run refused
-        outside = (
-            0 if self.method == "max" else 1 - Fraction(str(self.percentile or 99.99)) / 100
-        )  # as the decimal reads
+        inside = 100 if self.method == "max" else self.percentile or 99.99
+        outside = 1 - Fraction(str(inside)) / 100  # as the decimal reads
         keep = {n: 1 + int(outside * len(context.data) * module.types[n].size) for n in watched}
         tails: dict[str, _Tail] = {}
         for values in context.evaluate(module, context.data, "|".join(sorted(watched))):

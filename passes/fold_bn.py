@@ -8,7 +8,7 @@ import attrs
 
 from spir.contracts import Bounded, Contract
 from spir.ir import Array, Node
-from spir.ops._linear import WeightedMap
+from spir.ops._linear import WeightedMap, channelwise
 from spir.ops.batch_norm import BatchNorm
 from spir.rewriting import Pass, Rewriter
 
@@ -37,7 +37,7 @@ class FoldBn(Pass):
         weight, bias = source.op.weight.values, source.op.bias
         folded = attrs.evolve(
             source.op,
-            weight=Array.of(weight * gain.reshape((-1,) + (1,) * (weight.ndim - 1))),
+            weight=Array.of(weight * channelwise(gain, weight.ndim)),
             bias=Array.of(offset if bias is None else gain * bias.values + offset),
         )
         return rewriter.emit(folded, *source.operands, name=node.result, origin=source.origin)

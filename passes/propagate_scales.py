@@ -140,7 +140,7 @@ class _Walk:
             plain = attrs.evolve(op, bias=None) if isinstance(op, WeightedMap) else op
             bias = plain.apply(*(z[None] for z in zeros), real=True)[0]
         if isinstance(op, WeightedMap) and op.bias is not None:
-            own = np.broadcast_to(op.bias.values.reshape((-1,) + (1,) * (len(node.type.shape) - 1)), node.type.shape)
+            own = np.broadcast_to(channelwise(op.bias.values, len(node.type.shape)), node.type.shape)
             bias = own if bias is None else bias + own
             op = attrs.evolve(op, bias=None)
         name = node.result if bias is None else self.rewriter.fresh(f"{node.result}.sum")
@@ -175,7 +175,7 @@ class _Walk:
                 from_=str(node.origin),
                 fix="more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations",
             )
-        grid = channelwise(shifts, max(offset.ndim, 1))
+        grid = channelwise(shifts, offset.ndim)
         add = np.floor(offset * 2.0**grid + 0.5).astype(np.int64) + 2 ** (grid - 1)
         div = 2 ** int(shifts[0]) if (shifts == shifts[0]).all() else Array.of(2**shifts)
         return Requant(Array.of(factors), Array.of(add), div, op.lo, op.hi, op.scale)
@@ -275,9 +275,8 @@ class _Walk:
             x = self.carried[old]
             origin = self.rewriter.module.definitions[old].origin
             if x.bias is not None:
-                steps = per_channel(x.bias) / scale_of(self.rewriter.type(x.value)).floats().reshape(
-                    (-1,) + (1,) * (per_channel(x.bias).ndim - 1)
-                )
+                lacked = per_channel(x.bias)
+                steps = lacked / channelwise(scale_of(self.rewriter.type(x.value)).floats(), lacked.ndim)
                 if np.abs(steps).max() >= 2.0**REGISTER_BITS:
                     raise error(
                         "E-VRANGE",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spir.contracts import Calibrated, Contract
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node
-from spir.ops._linear import LinearMap, WeightedMap
+from spir.ops._linear import LinearMap, WeightedMap, channelwise
 from spir.ops.clip import Clip
 from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
@@ -128,5 +128,4 @@ def quantise_weight(weight: Reals, bits: int, *, together: bool = False) -> tupl
     live = largest[largest > 0]
     largest = np.where(largest > 0, largest, live.max() if live.size else 1.0)
     scale = np.array([short(v) for v in largest / top])
-    shaped = scale.reshape((-1,) + (1,) * (weight.ndim - 1))
-    return np.clip(np.floor(weight / shaped + 0.5), -top, top).astype(np.int64), scale
+    return np.clip(np.floor(weight / channelwise(scale, weight.ndim) + 0.5), -top, top).astype(np.int64), scale

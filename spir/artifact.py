@@ -18,7 +18,6 @@ from spir.errors import SpirError, error, located
 from spir.ir import Module
 from spir.pipeline import Entry
 from spir.text import parse, show
-from spir.verify import verify
 
 FORMAT = "spir-artifact"
 VERSION = 1
@@ -122,7 +121,7 @@ def read(path: Path) -> Artifact:
             text = contents["module.spir"].decode()
         except UnicodeDecodeError:
             raise error("artifact", "this is no text", fix="save the network again") from None
-        module = verify(parse(text, weights))
+        module = parse(text, weights)
     try:
         journal = tuple(_entry(**entry) for entry in json.loads(contents["journal.json"]))
     except (ValueError, TypeError, RecursionError):

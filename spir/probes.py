@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spir.ir import Module
 from spir.ops.quantize import Quantize
-from spir.types import Real, Spikes, Stored, Tensor, Train, weights
+from spir.types import Real, Stored, Tensor, Train, weights
 
 CALIBRATION = 4
 RANDOM = 2
@@ -84,12 +84,10 @@ def _frames(train: Train, values: NDArray[Any]) -> NDArray[np.int64]:
     if train.code == "direct":
         return np.stack([np.sign(values) * (np.abs(values) // train.steps)] * train.steps)
     factors = weights(train.code, train.steps)
-    signed_bits = isinstance(train, Spikes) and train.code == "bits" and train.lo < 0
-    ends = [((-1, 0) if t == 0 else (0, 1)) if signed_bits else train.frame for t in range(train.steps)]
     left, frames = values.astype(np.int64), []
-    for t, (factor, (low, high)) in enumerate(zip(factors, ends, strict=True)):
-        below = sum(w * a for w, (a, _) in zip(factors[t + 1 :], ends[t + 1 :], strict=True))
-        above = sum(w * b for w, (_, b) in zip(factors[t + 1 :], ends[t + 1 :], strict=True))
+    for t, (factor, (low, high)) in enumerate(zip(factors, train.frames, strict=True)):
+        below = sum(w * a for w, (a, _) in zip(factors[t + 1 :], train.frames[t + 1 :], strict=True))
+        above = sum(w * b for w, (_, b) in zip(factors[t + 1 :], train.frames[t + 1 :], strict=True))
         nearest = np.clip(0, -((above - left) // factor), (left - below) // factor)  # later frames make up for the rest
         frames.append(frame := np.clip(nearest, low, high))
         left = left - factor * frame

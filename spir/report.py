@@ -122,7 +122,8 @@ class Counter:
 
     def __init__(self, module: Module) -> None:
         self._module = module
-        self._nodes = [n for n in module.nodes if isinstance(n.type.encoding, Spikes) and not _relabels(n)]
+        sources = (n for n in module.nodes if not isinstance(n.op, LinearMap))
+        self._nodes = [n for n in sources if isinstance(n.type.encoding, Spikes)]
         self._paths = synapses(module)
         self._spikes = {n.result: np.zeros(n.type.shape, dtype=np.int64) for n in self._nodes}
         self._negative = dict.fromkeys(self._spikes, 0)
@@ -162,7 +163,3 @@ class Counter:
             rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
             synaptic_operations=operations / samples,
         )
-
-
-def _relabels(node: Node) -> bool:
-    return isinstance(node.op, LinearMap)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from spir.contracts import Contract
 from spir.errors import error, located
-from spir.ir import Module, Node, Op, Origin, infer
+from spir.ir import Module, Node, Op, Origin, infer, kept
 from spir.options import option
 from spir.types import Reals, Tensor
 
@@ -61,9 +60,7 @@ class Pass:
 
     def selects(self, node: Node) -> bool:
         """Whether the ``layers`` option covers a node."""
-        return any(
-            fnmatchcase(name, pattern) for pattern in self.layers.split("|") for name in (node.origin.path, node.result)
-        )
+        return kept(node.origin.path, self.layers) or kept(node.result, self.layers)
 
 
 class Rewriter:
@@ -107,13 +104,10 @@ class Rewriter:
             SpirError: the op refuses the operands; the error names op and origin.
         """
         followed = origin.then(self.step)
-        with located(op=_shown(name, op, operands), from_=str(followed)):
-            if name in self._types:
-                raise error("module", f"{self.step} defines %{name} twice")
-            inferred = infer(op, tuple(self._types[o] for o in operands))
-        self._nodes[name] = Node(name, op, operands, inferred, followed)
-        self._types[name] = inferred
-        return name
+        if name in self._types:
+            twice = error("module", f"{self.step} defines %{name} twice")
+            raise twice.note("op", _shown(name, op, operands)).note("from", str(followed))
+        return self._add(name, op, operands, followed)
 
     def keep(self, node: Node) -> str:
         """The same op on whatever its operands have become; its type is inferred again."""
@@ -122,11 +116,14 @@ class Rewriter:
             self._nodes[node.result] = node
             self._types[node.result] = node.type
             return node.result
-        with located(op=_shown(node.result, node.op, operands), from_=str(node.origin)):
-            inferred = infer(node.op, tuple(self._types[o] for o in operands))
-        self._nodes[node.result] = Node(node.result, node.op, operands, inferred, node.origin)
-        self._types[node.result] = inferred
-        return node.result
+        return self._add(node.result, node.op, operands, node.origin)
+
+    def _add(self, name: str, op: Op, operands: tuple[str, ...], origin: Origin) -> str:
+        with located(op=_shown(name, op, operands), from_=str(origin)):
+            inferred = infer(op, tuple(self._types[o] for o in operands))
+        self._nodes[name] = Node(name, op, operands, inferred, origin)
+        self._types[name] = inferred
+        return name
 
     def replace(self, old: str, new: str) -> None:
         """Readers of the old module's ``old`` read ``new`` from here on."""

@@ -250,6 +250,13 @@ class Spikes:
         return (-1 if self.lo < 0 else 0), 1
 
     @property
+    def frames(self) -> tuple[tuple[int, int], ...]:
+        """The range of each frame: the sign of signed bits stands in the first."""
+        if self.code == "bits" and self.lo < 0:
+            return (-1, 0), *((0, 1),) * (self.steps - 1)
+        return (self.frame,) * self.steps
+
+    @property
     def prefix(self) -> tuple[int, int]:
         """The range of what the first t frames decode to, over all t."""
         low, high = self.limits(self.steps, self.code, signed=True)
@@ -279,6 +286,11 @@ class Current:
     def frame(self) -> tuple[int, int]:
         """The range of one frame."""
         return self.frame_lo, self.frame_hi
+
+    @property
+    def frames(self) -> tuple[tuple[int, int], ...]:
+        """The range of each frame."""
+        return (self.frame,) * self.steps
 
     def __str__(self) -> str:
         head = f"current[{self.steps}, {self.code}, {self.lo}..{self.hi}, frame {self.frame_lo}..{self.frame_hi}]"
@@ -360,16 +372,11 @@ class Tensor:
         stored = np.array(x, dtype=np.int64, order="C")
         if (stored != x).any():
             raise error("data", f"the network takes {self.encoding}, and the data holds fractions", fix="quantize it")
-        for t, frame in enumerate(stored if self.train is not None else ()):
-            _check_range(frame, *self._frame(t), f"frame {t}")
+        if self.train is not None:
+            for t, (frame, ends) in enumerate(zip(stored, self.train.frames, strict=True)):
+                _check_range(frame, *ends, f"frame {t}")
         _check_range(self.integers(stored), self.encoding.lo, self.encoding.hi, "the value")
         return stored
-
-    def _frame(self, t: int) -> tuple[int, int]:
-        assert self.train is not None  # the caller asked
-        if isinstance(self.train, Spikes) and self.train.code == "bits" and self.train.lo < 0:
-            return (-1, 0) if t == 0 else (0, 1)
-        return self.train.frame
 
     def integers(self, stored: Integers) -> Integers:
         """The integers that stored numbers decode to, ``[N, *shape]``; frames are weighted and summed."""
