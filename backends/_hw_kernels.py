@@ -103,7 +103,7 @@ def kernel(op: LinearMap, shapes: Sequence[Shape], ranges: Sequence[Interval], *
     With 0 inside each operand's range no subset of the terms of a sum leaves the bounds, so every order of summation,
     with and without fused multiply-add, is exact.
     """
-    dtype = carrier(op.bounds(*(r.with_zero() for r in ranges)).magnitude)
+    dtype = carrier(op.bounds(tuple(shapes), *(r.with_zero() for r in ranges)).magnitude)
     return KERNELS[type(op)](op, tuple(shapes), dtype, padded)
 
 

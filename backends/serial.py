@@ -211,7 +211,8 @@ def _arithmetic(
     if node.op.relabels:
         return None
     operands = [ranges[name].frame.with_zero() for name in node.operands]
-    sums = node.op.bounds(*operands).magnitude  # with 0 in every operand no partial sum leaves the bounds
+    shapes = tuple(t.shape for t in types)
+    sums = node.op.bounds(shapes, *operands).magnitude  # with 0 in every operand no partial sum leaves the bounds
     return exact_dtype(max(sums, *(operand.magnitude for operand in operands)), device)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spir.errors import SpirError, error
-from spir.types import Interval, Stored, Tensor
+from spir.types import Interval, Shape, Stored, Tensor
 
 
 @attrs.frozen
@@ -106,8 +106,8 @@ class Op:
         """
         raise NotImplementedError(f"{type(self).__name__}.infer")  # abstract: each op file defines it
 
-    def bounds(self, *intervals: Interval) -> Interval:
-        """Sound bounds of the decoded result integers from bounds of the operands', per channel."""
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
+        """Sound bounds of the decoded result integers from bounds of the operands of given shapes', per channel."""
         raise error("type", f"{self.name} has no interval rule: it works on real values")
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:

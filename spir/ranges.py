@@ -8,7 +8,7 @@ import attrs
 
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
-from spir.types import Current, Interval, Real, Spikes, Tensor, weights
+from spir.types import Current, Interval, Real, Shape, Spikes, Tensor, weights
 
 
 @attrs.frozen(eq=False)
@@ -30,18 +30,22 @@ def analyse(module: Module) -> dict[str, Ranges]:
         found[module.input.name] = source(module.input.type, module.input.type.range)
     for node in module.nodes:
         if not isinstance(node.type.encoding, Real):
-            found[node.result] = _node(node, [found[o] for o in node.operands if o in found])
+            found[node.result] = _node(
+                node,
+                tuple(t.shape for t in module.operand_types(node)),
+                [found[o] for o in node.operands if o in found],
+            )
     return found
 
 
-def _node(node: Node, operands: list[Ranges]) -> Ranges:
+def _node(node: Node, shapes: tuple[Shape, ...], operands: list[Ranges]) -> Ranges:
     if isinstance(node.op, LinearMap):
-        value = node.op.bounds(*(r.value for r in operands))
+        value = node.op.bounds(shapes, *(r.value for r in operands))
         if node.type.train is None:
             return Ranges(value, value, value)
-        frame = node.op.bounds(*(r.frame for r in operands))
-        return Ranges(value, frame, node.op.bounds(*(r.prefix for r in operands)))
-    return source(node.type, node.op.bounds(*(r.value for r in operands)) if operands else node.type.range)
+        frame = node.op.bounds(shapes, *(r.frame for r in operands))
+        return Ranges(value, frame, node.op.bounds(shapes, *(r.prefix for r in operands)))
+    return source(node.type, node.op.bounds(shapes, *(r.value for r in operands)) if operands else node.type.range)
 
 
 def source(type_: Tensor, value: Interval) -> Ranges:

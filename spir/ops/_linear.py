@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -23,9 +23,11 @@ from spir.types import (
     Spikes,
     Stored,
     Tensor,
+    Train,
     check_register,
     join,
     same_scale,
+    scale_of,
 )
 
 EXACT_IN_FLOAT64 = 2**53
@@ -37,7 +39,7 @@ class LinearMap(Op):
     """A linear map of tensors that neither knows nor asks what its operands carry.
 
     A subclass gives ``shape``, ``scale`` (default: one scale for all), ``bounds``, ``apply`` (the map on ``[N, ...]``
-    arrays) and ``synapses`` (the adjoint count of paths).
+    arrays) and ``adjoint`` (its transpose); one with weights also gives ``weighing``.
     """
 
     relabels: ClassVar[bool] = False
@@ -55,9 +57,22 @@ class LinearMap(Op):
         """The map on ``[N, *shape]`` arrays of one dtype; ``real`` says whether they are reals or carry integers."""
         raise NotImplementedError(f"{type(self).__name__}.apply")  # abstract: each linear op defines it
 
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """The transpose on integers: for each operand ``[N, *shape]`` the coefficients of ``sum(y * result)``.
+
+        Args:
+            y: ``[N, *result shape]``, one weight a result element.
+            shapes: of the operands.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.adjoint")  # abstract: each linear op defines it
+
+    def weighing(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> LinearMap:
+        """The same map of integers with other weights: ``change`` of its own; a map without weights is as it is."""
+        return self
+
     def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
         """For each operand, how many synaptic paths leave every element, given those that leave the result."""
-        raise NotImplementedError(f"{type(self).__name__}.synapses")  # abstract: each linear op defines it
+        return tuple(found[0] for found in self.weighing(np.ones_like).adjoint(paths[None], *shapes))
 
     def check_real(self, *types: Tensor) -> None:
         """Refuses what reals cannot do; a subclass with integer-only fields overrides it."""
@@ -79,17 +94,17 @@ class LinearMap(Op):
             self.check_real(*types)
             return Tensor(shape, Real())
         self.check_integer(*types)
-        scale, value = self.scale(*types), self.bounds(*(t.range for t in types))
+        shapes = tuple(t.shape for t in types)
+        scale, value = self.scale(*types), self.bounds(shapes, *(t.range for t in types))
         check_register(value, "the sum")
         lo, hi = value.hull
         trains = [t.train for t in types if t.train is not None]
         if not trains:
             return Tensor(shape, Int(lo, hi, scale))
         steps, code = join(trains)
-        first = trains[0]
-        if self.relabels and isinstance(first, Spikes):
-            return Tensor(shape, Spikes(steps, first.code, lo, hi, scale))
-        frame_lo, frame_hi = self.bounds(*(Interval.of(*t.frame) for t in trains)).hull
+        if self.relabels and (spikes := _relabelled(trains, steps, lo, hi, scale)) is not None:
+            return Tensor(shape, spikes)
+        frame_lo, frame_hi = self.bounds(shapes, *(Interval.of(*t.frame) for t in trains)).hull
         carried = "rate" if code == "sorted" else code
         return Tensor(shape, Current(steps, carried, lo, hi, frame_lo, frame_hi, scale))
 
@@ -111,14 +126,14 @@ class LinearMap(Op):
         With 0 inside each operand's range, no subset of the terms leaves the bounds.
         """
         spans = ((t.range | Interval.of(*t.train.frame) if t.train else t.range).with_zero() for t in types)
-        return self.bounds(*spans).magnitude
+        return self.bounds(tuple(t.shape for t in types), *spans).magnitude
 
 
 @attrs.frozen
 class WeightedMap(LinearMap):
     """A linear map with weights: float, or integers with ``weight_scale`` ``[1]`` or ``[O]``; only reals take a bias.
 
-    A subclass gives ``name``, ``shape``, ``bounds``, ``apply`` and ``synapses``; outputs are the first axis of weights.
+    A subclass gives ``name``, ``shape``, ``bounds``, ``apply`` and ``adjoint``; outputs are the first axis of weights.
     """
 
     weight: Array
@@ -161,6 +176,10 @@ class WeightedMap(LinearMap):
                 fix="fold the channel scales into the float weights before quantize",
             )
         return incoming * self.weight_steps
+
+    def weighing(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> LinearMap:
+        """Other integers for weights."""
+        return attrs.evolve(self, weight=Array.of(change(self.weight.values)), bias=None)
 
     @property
     def weight_steps(self) -> Scale:
@@ -206,16 +225,78 @@ def channelwise(values: NDArray[Any], rank: int) -> NDArray[Any]:
     return values if values.ndim > 1 else values.reshape((-1,) + (1,) * (rank - 1))
 
 
-def per_element(scale: Scale, shape: Shape, relabel: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Scale:
-    """The scale of a relabelled tensor: ``relabel`` maps channel numbers ``[1, *shape]`` as it maps values.
+@attrs.frozen
+class Relabelling(LinearMap):
+    """A map of one operand whose result elements are each one operand element, or 0: spikes stay spikes.
 
-    Positions that come from nowhere are marked -1 and take a neighbour's scale, which is safe because they hold 0.
+    A subclass gives ``shape``, ``apply`` and ``adjoint``.
     """
-    if scale.size == 1:
-        return scale
-    channel = np.broadcast_to(np.arange(shape[0]).reshape((-1,) + (1,) * (len(shape) - 1)), shape)
-    found = relabel(channel[None] + 1)[0] - 1
-    first = found.reshape(found.shape[0], -1).max(axis=1)
-    known = scale.known
-    fallback: Fraction = known[0]
-    return Scale.of(known[int(c)] if c >= 0 else fallback for c in first)
+
+    relabels: ClassVar[bool] = True
+
+    def scale(self, *types: Tensor) -> Scale:
+        """Each channel's own; channels that hold zeros only take a neighbour's."""
+        (x,) = types
+        scale = scale_of(x)
+        if scale.size == 1:
+            return scale
+        known, found = scale.known, []
+        for channel, sources in enumerate(self.sources(x.shape)):
+            scales = {known[c] for c in sources if c >= 0}
+            if len(scales) > 1:
+                raise error(
+                    "E-SCALE",
+                    f"channel {channel} of the result mixes channels of unequal scales {scale}",
+                    fix="fold the channel scales into the float weights before quantize",
+                )
+            found.append(scales.pop() if scales else known[0])
+        return Scale.of(found)
+
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
+        """The hull of the channels that meet in a channel, and 0 where zeros join them."""
+        (x,) = intervals
+        found = self.sources(shapes[0])
+        if len(x.lo) == 1:
+            return x.with_zero() if any(-1 in sources for sources in found) else x
+        ends = [[(int(x.lo[c]), int(x.hi[c])) if c >= 0 else (0, 0) for c in sources] for sources in found]
+        return Interval.of((min(lo for lo, _ in e) for e in ends), (max(hi for _, hi in e) for e in ends))
+
+    def sources(self, shape: Shape) -> tuple[frozenset[int], ...]:
+        """For each channel of the result, the operand channels that its elements come from; -1 stands for zeros."""
+        return _sources(self, shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sources(op: Relabelling, shape: Shape) -> tuple[frozenset[int], ...]:
+    numbers = np.broadcast_to(channelwise(np.arange(1, shape[0] + 1), len(shape)), shape)
+    found = op.apply(numbers[None], real=False)[0]
+    rows = found.reshape(len(found), -1) - 1
+    low, high = rows.min(axis=1), rows.max(axis=1)
+    return tuple(
+        frozenset((int(a),)) if a == b else frozenset(int(c) for c in np.unique(row))
+        for a, b, row in zip(low, high, rows, strict=True)
+    )
+
+
+def _relabelled(trains: Sequence[Train], steps: int, lo: int, hi: int, scale: Scale) -> Spikes | None:
+    """The spikes that moved spikes are; None where no one train type holds them, signed and unsigned bits say."""
+    codes = {t.code for t in trains}
+    if len(codes) > 1 or not all(isinstance(t, Spikes) for t in trains):
+        return None
+    low, high = Spikes.limits(steps, trains[0].code, signed=lo < 0)
+    return Spikes(steps, trains[0].code, lo, hi, scale) if low <= lo and hi <= high else None
+
+
+def reached(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> NDArray[np.bool_]:
+    """Which taps of a window lie inside a padded row of ``size``: the distinct cases, ``[cases, kernel]``."""
+    windows = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    at = np.arange(windows)[:, None] * stride + np.arange(kernel)[None] * dilation - before
+    return np.unique((at >= 0) & (at < size), axis=0)
+
+
+def widest(cases: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The cases that no other case contains: with 0 inside the operand's range only these can reach a bound."""
+    kept = [
+        i for i, case in enumerate(cases) if not any((case <= other).all() and (case < other).any() for other in cases)
+    ]
+    return cases[kept]

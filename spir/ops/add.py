@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import Counts, LinearMap
+from spir.ops._linear import LinearMap
 from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Tensor
 
 
@@ -28,7 +28,7 @@ class Add(LinearMap):
             raise error("type", f"operands have shapes {' and '.join(str(list(s)) for s in shapes)}")
         return shapes[0]
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The sum of the bounds."""
         return reduce(Interval.__add__, intervals)
 
@@ -36,9 +36,9 @@ class Add(LinearMap):
         """The sum, left to right."""
         return reduce(np.add, x)
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path an operand."""
-        return (paths,) * len(shapes)
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """The same for every operand."""
+        return (y,) * len(shapes)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

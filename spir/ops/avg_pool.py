@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import Counts, LinearMap
+from spir.ops._linear import LinearMap, reached
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, same_scale
 
 
@@ -47,11 +47,14 @@ class AvgPool(LinearMap):
         """The divisor goes into the scale."""
         return same_scale(types) * Scale.of(Fraction(1, self.divisor))
 
-    def bounds(self, *intervals: Interval) -> Interval:
-        """A window of such values."""
-        (x,) = intervals
-        span = x.with_zero() if any(self.padding) else x
-        return span.map(lambda ends: ends * self.divisor)
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
+        """As many such values as lie in a window, at the border fewer."""
+        (x,), ((_, height, width),) = intervals, shapes
+        top, bottom, left, right = self.padding
+        rows = reached(height, self.kernel[0], self.stride[0], 1, top, bottom).sum(axis=1)
+        columns = reached(width, self.kernel[1], self.stride[1], 1, left, right).sum(axis=1)
+        most, fewest = int(rows.max() * columns.max()), int(rows.min() * columns.min())
+        return x.map(lambda ends: ends * most) | x.map(lambda ends: ends * fewest)
 
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """The window sum; on reals divided by the window."""
@@ -65,16 +68,16 @@ class AvgPool(LinearMap):
                 total += padded[:, :, u :: self.stride[0], v :: self.stride[1]][:, :, :height, :width]
         return total / self.divisor if real else total
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
         """Every window that an element is in."""
         (shape,) = shapes
-        height, width = paths.shape[1:]
+        height, width = y.shape[2:]
         top, bottom, left, right = self.padding
-        back = np.zeros((shape[0], shape[1] + top + bottom, shape[2] + left + right), dtype=np.int64)
+        back = np.zeros((len(y), shape[0], shape[1] + top + bottom, shape[2] + left + right), dtype=y.dtype)
         for u in range(self.kernel[0]):
             for v in range(self.kernel[1]):
-                back[:, u :: self.stride[0], v :: self.stride[1]][:, :height, :width] += paths
-        return (back[:, top : top + shape[1], left : left + shape[2]],)
+                back[..., u :: self.stride[0], v :: self.stride[1]][..., :height, :width] += y
+        return (back[..., top : top + shape[1], left : left + shape[2]],)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

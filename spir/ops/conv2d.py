@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -11,13 +12,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._linear import (
-    Counts,
-    WeightedMap,
-    channelwise,
-    split_by_sign,
-    weighted,
-)
+from spir.ops._linear import WeightedMap, channelwise, reached, split_by_sign, weighted, widest
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
 
 
@@ -66,12 +61,21 @@ class Conv2d(WeightedMap):
         repeat = self.weight.values.shape[0] // self.groups
         return incoming.map(lambda values: (v for v in values for _ in range(repeat))) * self.weight_steps
 
-    def bounds(self, *intervals: Interval) -> Interval:
-        """Sign-split sums, group by group; padding widens every operand to hold 0."""
-        (x,) = intervals
-        weight = self.weight.values
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
+        """Sign-split sums over the taps that a window has inside the image, for every kind of window that occurs."""
+        (x,), ((channels, height, width),) = intervals, shapes
+        kh, kw = self.weight.values.shape[2:]
+        top, bottom, left, right = self.padding
+        rows = reached(height, kh, self.stride[0], self.dilation[0], top, bottom)
+        columns = reached(width, kw, self.stride[1], self.dilation[1], left, right)
+        if (x.lo <= 0).all() and (x.hi >= 0).all():
+            rows, columns = widest(rows), widest(columns)
+        found = [self._sums(self.weight.values[:, :, r][..., c], x.broadcast(channels)) for r in rows for c in columns]
+        return functools.reduce(Interval.__or__, found)
+
+    def _sums(self, weight: NDArray[np.int64], x: Interval) -> Interval:
+        """Bounds of the sum over some taps ``[O, I/groups, taps]``, group by group."""
         outputs, inputs = weight.shape[:2]
-        x = (x.with_zero() if any(self.padding) else x).broadcast(inputs * self.groups)
         split = split_by_sign(weight, outputs, inputs)
         size = outputs // self.groups
         parts = [
@@ -105,21 +109,23 @@ class Conv2d(WeightedMap):
         result = result.reshape(len(x0), outputs, height, width)
         return result if self.bias is None else result + channelwise(self.bias.values, 3)
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
         """Every kernel position that an element reaches, borders and strides included."""
         (shape,) = shapes
         outputs, inputs, kh, kw = self.weight.values.shape
-        height, width = paths.shape[1:]
+        height, width = y.shape[2:]
         top, bottom, left, right = self.padding
-        back = np.zeros((self.groups, shape[1] + top + bottom, shape[2] + left + right), dtype=np.int64)
-        total = paths.reshape(self.groups, outputs // self.groups, height, width).sum(axis=1)
+        size = (shape[1] + top + bottom, shape[2] + left + right)
+        back = np.zeros((len(y), self.groups, inputs, *size), dtype=y.dtype)
+        turned = self.weight.values.astype(y.dtype).reshape(self.groups, outputs // self.groups, inputs, kh, kw)
+        grouped = y.reshape(len(y), self.groups, outputs // self.groups, height * width)
         for u in range(kh):
             for v in range(kw):
                 rows = slice(u * self.dilation[0], None, self.stride[0])
                 columns = slice(v * self.dilation[1], None, self.stride[1])
-                back[:, rows, columns][:, :height, :width] += total
-        inner = back[:, top : top + shape[1], left : left + shape[2]]
-        return (np.repeat(inner, inputs, axis=0),)
+                given = np.matmul(turned[..., u, v].swapaxes(1, 2), grouped)
+                back[..., rows, columns][..., :height, :width] += given.reshape(*given.shape[:3], height, width)
+        return (back.reshape(len(y), shape[0], *size)[..., top : top + shape[1], left : left + shape[2]],)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Conv2d, tuple[Tensor, ...]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spir.errors import error
 from spir.ir import Op
-from spir.types import Int, Integers, Interval, Scale, Spikes, Stored, Tensor
+from spir.types import Int, Integers, Interval, Scale, Shape, Spikes, Stored, Tensor
 
 
 @attrs.frozen
@@ -33,7 +33,7 @@ class Encode(Op):
             raise error("type", f"there is no encoder for code {self.code!r}", fix="code = bits")
         return Tensor(x.shape, Spikes(self.steps, self.code, x.encoding.lo, x.encoding.hi, x.encoding.scale))
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The value stays."""
         return intervals[0]
 

@@ -9,37 +9,31 @@ from typing import Any, ClassVar, Self
 import attrs
 from numpy.typing import NDArray
 
-from spir.ops._linear import Counts, LinearMap
-from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
+from spir.ops._linear import Relabelling
+from spir.types import Current, Int, Real, Scale, Shape, Spikes, Tensor
 
 
 @attrs.frozen
-class Flatten(LinearMap):
+class Flatten(Relabelling):
     """``[C, H, W]`` to ``[C*H*W]``, row-major; a scale per channel is repeated for its positions."""
 
     name: ClassVar[str] = "flatten"
-    relabels: ClassVar[bool] = True
 
     def shape(self, *shapes: Shape) -> Shape:
         """The number of elements."""
         return (math.prod(shapes[0]),)
 
-    def scale(self, *types: Tensor) -> Scale:
-        """Each channel's scale, once a position."""
-        (x,) = types
-        return scale_of(x).map(lambda values: (v for v in values for _ in range(x.size // x.shape[0])))
-
-    def bounds(self, *intervals: Interval) -> Interval:
-        """The hull of all channels, because the op does not know how many positions a channel has."""
-        return Interval.of(*intervals[0].hull)
-
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """Row-major order."""
         return x[0].reshape(len(x[0]), -1)
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path each."""
-        return (paths.reshape(shapes[0]),)
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """Back to the operand's shape."""
+        return (y.reshape(len(y), *shapes[0]),)
+
+    def sources(self, shape: Shape) -> tuple[frozenset[int], ...]:
+        """Every position is a channel of its own."""
+        return tuple(frozenset((c,)) for c in range(shape[0]) for _ in range(math.prod(shape[1:])))
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

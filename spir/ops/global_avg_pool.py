@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import EXACT_IN_FLOAT64, Counts, LinearMap
+from spir.ops._linear import EXACT_IN_FLOAT64, LinearMap
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, same_scale
 
 
@@ -37,7 +37,7 @@ class GlobalAvgPool(LinearMap):
         """The divisor goes into the scale."""
         return same_scale(types) * Scale.of(Fraction(1, self.positions))
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """A sum of ``positions`` such values."""
         return intervals[0].map(lambda ends: ends * self.positions)
 
@@ -46,9 +46,9 @@ class GlobalAvgPool(LinearMap):
         total = x[0].sum(axis=(2, 3), keepdims=self.keepdim)
         return np.asarray(total / self.positions if real else total)
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path each."""
-        return (np.broadcast_to(paths.reshape(-1, 1, 1), shapes[0]),)
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """The same for every position."""
+        return (np.broadcast_to(y.reshape(*y.shape[:2], 1, 1), (len(y), *shapes[0])),)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

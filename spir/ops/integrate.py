@@ -11,7 +11,7 @@ import numpy as np
 from spir.errors import error
 from spir.ir import Array, Op
 from spir.ops._linear import channelwise
-from spir.types import Current, Int, Interval, Scale, Spikes, Stored, Tensor, check_register, scale_of
+from spir.types import Current, Int, Interval, Scale, Shape, Spikes, Stored, Tensor, check_register, scale_of
 
 
 @attrs.frozen
@@ -34,18 +34,19 @@ class Integrate(Op):
             raise error(
                 "type", f"bias {list(self.bias.values.shape)} is not integers of [1], [{x.shape[0]}] or {list(x.shape)}"
             )
-        scale, value = scale_of(x), self.bounds(x.range)
+        scale, value = scale_of(x), self.bounds((x.shape,), x.range)
         check_register(value, "the accumulator")
         return Tensor(x.shape, Int(*value.hull, scale))
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The value, plus the bias."""
         (x,) = intervals
         if self.bias is None:
             return x
         offsets = self.bias.values.astype(object)
         if offsets.ndim > 1:
-            return Interval.of(min(x.lo) + offsets.min(), max(x.hi) + offsets.max())
+            rows = offsets.reshape(len(offsets), -1)
+            return Interval(x.lo + rows.min(axis=1), x.hi + rows.max(axis=1))
         return Interval(x.lo + offsets, x.hi + offsets)
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:

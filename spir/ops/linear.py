@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._linear import (
-    Counts,
-    WeightedMap,
-    split_by_sign,
-    weighted,
-)
+from spir.ops._linear import WeightedMap, split_by_sign, weighted
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor
 
 
@@ -41,7 +36,7 @@ class Linear(WeightedMap):
             )
         return (weight.shape[0],)
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """Sign-split sums."""
         return weighted(split_by_sign(self.weight.values, *self.weight.values.shape), intervals[0])
 
@@ -51,9 +46,9 @@ class Linear(WeightedMap):
         result: NDArray[Any] = x0 @ self.weights(x0, real=real).T
         return result if self.bias is None else np.asarray(result + self.bias.values)
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """Every element reaches every output."""
-        return (np.full(shapes[0], paths.sum(), dtype=np.int64),)
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """The transposed product."""
+        return (y @ self.weight.values.astype(y.dtype),)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

@@ -16,7 +16,7 @@ from spir.ops.encode import Encode, bits
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
-from spir.types import Current, Interval, Scale, Spikes, Stored, Tensor
+from spir.types import Current, Interval, Scale, Shape, Spikes, Stored, Tensor
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ class NeuronStem(Neuron):
         check_triple(self.mul, self.add, self.div, x.shape, x)
         return Tensor(x.shape, Spikes(self.bits, "bits", *self.clip, Scale.of(self.scale)))
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The law at both ends."""
         return law_bounds(self.mul, self.add, self.div, *self.clip, intervals[0])
 

@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import Counts, LinearMap, per_element
-from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
+from spir.ops._linear import Relabelling
+from spir.types import Current, Int, Real, Scale, Shape, Spikes, Tensor
 
 
 @attrs.frozen
-class Pad(LinearMap):
+class Pad(Relabelling):
     """Zero padding; ``pads`` holds (before, after) for each dimension, first dimension first, none negative."""
 
     name: ClassVar[str] = "pad"
-    relabels: ClassVar[bool] = True
     pads: tuple[int, ...]
 
     @property
@@ -34,28 +33,21 @@ class Pad(LinearMap):
             raise error("type", f"{list(shape)} takes {2 * len(shape)} pads >= 0, not {list(self.pads)}")
         return tuple(d + before + after for d, (before, after) in zip(shape, self.pairs, strict=True))
 
-    def scale(self, *types: Tensor) -> Scale:
-        """New channels hold zeros only and take a neighbour's scale."""
-        (x,) = types
-        return per_element(scale_of(x), x.shape, lambda numbers: self.apply(numbers, real=False))
-
-    def bounds(self, *intervals: Interval) -> Interval:
-        """Zero joins the bounds; channels shift when they are padded."""
-        (x,) = intervals
-        if len(x.lo) == 1:
-            return x.with_zero() if any(self.pads) else x
-        x = x.with_zero() if any(self.pads[2:]) else x
-        zeros = [np.array([0] * n, dtype=object) for n in self.pads[:2]]
-        return x.map(lambda ends: np.concatenate([zeros[0], ends, zeros[1]]))
-
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """Zeros around."""
         return np.pad(x[0], ((0, 0), *self.pairs))
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path each, from inside the padding."""
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """What lies inside the padding."""
         (shape,) = shapes
-        return (paths[tuple(slice(b, b + d) for d, (b, _) in zip(shape, self.pairs, strict=True))],)
+        return (y[(slice(None), *(slice(b, b + d) for d, (b, _) in zip(shape, self.pairs, strict=True)))],)
+
+    def sources(self, shape: Shape) -> tuple[frozenset[int], ...]:
+        """The channels in order, with zeros where space is padded, between channels of zeros."""
+        before, after = self.pairs[0]
+        zeros: frozenset[int] = frozenset((-1,))
+        inside = (frozenset((c,)) | zeros if any(self.pads[2:]) else frozenset((c,)) for c in range(shape[0]))
+        return (*[zeros] * before, *inside, *[zeros] * after)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spir.errors import error
 from spir.ir import Op
-from spir.types import Int, Interval, Real, Scale, Stored, Tensor
+from spir.types import Int, Interval, Real, Scale, Shape, Stored, Tensor
 
 
 @attrs.frozen
@@ -29,11 +29,11 @@ class Relu(Op):
                 fix="quantize, then derive-thresholds: the neuron is the relu",
             )
         if isinstance(x.encoding, Int):
-            lo, hi = self.bounds(x.range).hull
+            lo, hi = self.bounds((x.shape,), x.range).hull
             return attrs.evolve(x, encoding=Int(lo, hi, x.encoding.scale))
         return x
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """Both ends, cut at 0."""
         return intervals[0].map(lambda ends: np.maximum(ends, 0))
 

@@ -11,7 +11,7 @@ import numpy as np
 from spir.errors import error
 from spir.ir import Array, Op
 from spir.ops._threshold import Triple, check_triple, law, law_bounds
-from spir.types import Int, Interval, Scale, Stored, Tensor
+from spir.types import Int, Interval, Scale, Shape, Stored, Tensor
 
 
 @attrs.frozen
@@ -44,7 +44,7 @@ class Requant(Op):
         check_triple(self.mul, self.add, self.div, x.shape, x)
         return Tensor(x.shape, Int(self.lo, self.hi, Scale.of(self.scale)))
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The law at both ends."""
         return law_bounds(self.mul, self.add, self.div, self.lo, self.hi, intervals[0])
 

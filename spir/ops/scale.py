@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import attrs
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._linear import Counts, LinearMap, channelwise
+from spir.ops._linear import LinearMap, channelwise
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
 
 
@@ -60,7 +60,7 @@ class Scaling(LinearMap):
         values = self.factor.values if self.factor.integral else np.sign(self.factor.values)
         return np.asarray(values, dtype=np.int64)
 
-    def bounds(self, *intervals: Interval) -> Interval:
+    def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The bounds times the multiplier."""
         return intervals[0].times(self.multiplier.astype(object))
 
@@ -70,9 +70,13 @@ class Scaling(LinearMap):
         factor = self.factor.values if real else self.multiplier
         return np.asarray(x0 * channelwise(factor.astype(x0.dtype), x0.ndim - 1))
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path each."""
-        return (paths,)
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """The same product."""
+        return (self.apply(y, real=False),)
+
+    def weighing(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> LinearMap:
+        """Other integer factors."""
+        return Scaling(Array.of(change(self.multiplier)))
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:

@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import Counts, LinearMap, per_element
-from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
+from spir.ops._linear import Relabelling
+from spir.types import Current, Int, Real, Scale, Shape, Spikes, Tensor
 
 
 @attrs.frozen
-class Slice(LinearMap):
+class Slice(Relabelling):
     """``x[start:stop:step]`` along every dimension; no index is negative."""
 
     name: ClassVar[str] = "slice"
-    relabels: ClassVar[bool] = True
     start: tuple[int, ...]
     stop: tuple[int, ...]
     step: tuple[int, ...]
@@ -47,25 +46,19 @@ class Slice(LinearMap):
             raise error("type", f"{list(self.start)}:{list(self.stop)} of {list(shape)} is empty")
         return result
 
-    def scale(self, *types: Tensor) -> Scale:
-        """The scales of the channels that stay."""
-        (x,) = types
-        return per_element(scale_of(x), x.shape, lambda numbers: self.apply(numbers, real=False))
-
-    def bounds(self, *intervals: Interval) -> Interval:
-        """The bounds of the channels that stay."""
-        (x,) = intervals
-        return x if len(x.lo) == 1 else x.map(lambda ends: ends[self.window[0]])
-
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """Plain slicing."""
         return x[0][(slice(None), *self.window)]
 
-    def synapses(self, paths: Counts, *shapes: Shape) -> tuple[Counts, ...]:
-        """One path from each element that stays."""
-        back = np.zeros(shapes[0], dtype=np.int64)
-        back[self.window] = paths
+    def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
+        """Zeros but for what stays."""
+        back = np.zeros((len(y), *shapes[0]), dtype=y.dtype)
+        back[(slice(None), *self.window)] = y
         return (back,)
+
+    def sources(self, shape: Shape) -> tuple[frozenset[int], ...]:
+        """The channels that stay."""
+        return tuple(frozenset((c,)) for c in range(shape[0])[self.window[0]])
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:
