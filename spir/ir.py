@@ -97,6 +97,8 @@ class Op:
     name: ClassVar[str]
     operands: ClassVar[int | None] = 1
     """How many operands; None means two or more."""
+    host: ClassVar[bool] = False
+    """Whether the host computes it, on reals, before the first encoder or after a readout."""
 
     def infer(self, *types: Tensor) -> Tensor:
         """The result type.

@@ -427,13 +427,13 @@ def join(trains: Sequence[Train]) -> tuple[int, str]:
     if len(lengths) > 1:
         raise error(
             "type",
-            f"trains of {' and '.join(map(str, sorted(lengths)))} frames cannot be added",
+            f"trains of {' and '.join(map(str, sorted(lengths)))} frames cannot meet",
             fix="give both branches the same number of bits or steps",
         )
     if len(codes) > 1 and "bits" in codes:
         raise error(
             "type",
-            f"trains of codes {' and '.join(sorted(codes))} cannot be added: their frames weigh differently",
+            f"trains of codes {' and '.join(sorted(codes))} cannot meet: their frames weigh differently",
             fix="convert both branches to the same neuron",
         )
     return lengths.pop(), codes.pop() if len(codes) == 1 else "rate"

@@ -1,4 +1,4 @@
-"""pad: zeros around a tensor, along any dimension."""
+"""pad: zeros, or the values at the edge, around a tensor, along any dimension."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from spir.types import Current, Int, Real, Scale, Shape, Spikes, Tensor
 
 @attrs.frozen
 class Pad(Relabelling):
-    """Zero padding; ``pads`` holds (before, after) for each dimension, first dimension first, none negative."""
+    """``pads`` holds (before, after) for each dimension, first dimension first, none negative.
+
+    What is added is 0; with ``edge`` it repeats the nearest element, which a maximum over windows does not notice.
+    """
 
     name: ClassVar[str] = "pad"
     pads: tuple[int, ...]
+    edge: bool = False
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -34,29 +38,38 @@ class Pad(Relabelling):
         return tuple(d + before + after for d, (before, after) in zip(shape, self.pairs, strict=True))
 
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
-        """Zeros around."""
-        return np.pad(x[0], ((0, 0), *self.pairs))
+        """Zeros, or the edge, around."""
+        return np.pad(x[0], ((0, 0), *self.pairs), mode="edge" if self.edge else "constant")
 
     def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
-        """What lies inside the padding."""
+        """What lies inside the padding; at the edge also what was repeated."""
         (shape,) = shapes
+        if self.edge:
+            for axis, (size, (before, after)) in enumerate(zip(shape, self.pairs, strict=True), start=1):
+                nearest = np.clip(np.arange(-before, size + after), 0, size - 1)
+                y = np.add.reduceat(y, np.searchsorted(nearest, np.arange(size)), axis=axis)
+            return (y,)
         return (y[(slice(None), *(slice(b, b + d) for d, (b, _) in zip(shape, self.pairs, strict=True)))],)
 
     def sources(self, shape: Shape) -> tuple[frozenset[int], ...]:
         """The channels in order, with zeros where space is padded, between channels of zeros."""
         before, after = self.pairs[0]
+        if self.edge:
+            nearest = np.clip(np.arange(-before, shape[0] + after), 0, shape[0] - 1)
+            return tuple(frozenset((int(c),)) for c in nearest)
         zeros: frozenset[int] = frozenset((-1,))
         inside = (frozenset((c,)) | zeros if any(self.pads[2:]) else frozenset((c,)) for c in range(shape[0]))
         return (*[zeros] * before, *inside, *[zeros] * after)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:
-        """Channels, space, nothing at all; a range without 0."""
-        for pads in ((2, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 2), (0,) * 6):
+        """Channels, space, nothing at all; a range without 0; zeros and edges."""
+        ends = ((2, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 2), (0,) * 6)
+        for pads, edge in (*((p, False) for p in ends), *((p, True) for p in ends[:2])):
             for encoding in (
                 Spikes(8, "bits", 0, 255, Scale.of(0.5)),
                 Current(4, "bits", -90, 80, -6, 6, Scale.of([0.5, 0.25])),
                 Int(4, 9, Scale.of([0.5, 0.25])),
                 Real(),
             ):
-                yield cls(pads=pads), (Tensor((2, 3, 2), encoding),)
+                yield cls(pads=pads, edge=edge), (Tensor((2, 3, 2), encoding),)

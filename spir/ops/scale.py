@@ -17,7 +17,7 @@ from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_
 
 @attrs.frozen
 class Scaling(LinearMap):
-    """``y = factor * x``; ``factor`` is ``[1]`` or ``[C]``.
+    """``y = factor * x``; ``factor`` is ``[1]`` or ``[C]``, integers may also have the full shape.
 
     A float factor on integer carriers moves into the scale (its sign stays with the integers). With ``to``, a float64
     array like ``factor``, the integers are multiplied by the integer ``factor`` and stand for steps of ``to`` from
@@ -32,7 +32,8 @@ class Scaling(LinearMap):
         """The shape stays."""
         (shape,) = shapes
         for array in (self.factor, self.to):
-            if array is not None and array.values.shape not in ((1,), (shape[0],)):
+            whole = array is self.factor and array.integral and array.values.shape == shape
+            if array is not None and not whole and array.values.shape not in ((1,), (shape[0],)):
                 raise error("type", f"constants of shape {list(array.values.shape)} are not [1] or [{shape[0]}]")
         return shape
 
@@ -61,8 +62,12 @@ class Scaling(LinearMap):
         return np.asarray(values, dtype=np.int64)
 
     def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
-        """The bounds times the multiplier."""
-        return intervals[0].times(self.multiplier.astype(object))
+        """The bounds times the multiplier, at its smallest and largest where it has the full shape."""
+        factors = self.multiplier.astype(object)
+        if factors.ndim == 1:
+            return intervals[0].times(factors)
+        rows = factors.reshape(len(factors), -1)
+        return intervals[0].times(rows.min(axis=1)) | intervals[0].times(rows.max(axis=1))
 
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """Elementwise product."""
@@ -86,3 +91,6 @@ class Scaling(LinearMap):
         yield cls(factor=Array.of([305, 734, 11_000_000]), to=Array.of([1e-3, 5e-4, 3e-8])), (bits,)
         yield cls(factor=Array.of([7]), to=Array.of([0.07])), (Tensor((3,), Int(-9, 4, Scale.of([0.5, 0.25, 1.0]))),)
         yield cls(factor=Array.of([-1.5])), (Tensor((3, 2, 2), Real()),)
+        whole = Array.of(np.arange(-4, 8).reshape(3, 2, 2))
+        for encoding in (Int(-9, 4, Scale.of([0.5, 0.25, 1.0])), Spikes(4, "bits", 0, 15, Scale.of(0.5)), Real()):
+            yield cls(factor=whole), (Tensor((3, 2, 2), encoding),)

@@ -302,14 +302,14 @@ def test_codes_join_as_the_table_says(pair, code):
         with pytest.raises(SpirError) as refusal:
             join([TRAINS[first], TRAINS[second]])
         a, b = sorted(pair)
-        assert message(refusal) == f"type: trains of codes {a} and {b} cannot be added: their frames weigh differently"
+        assert message(refusal) == f"type: trains of codes {a} and {b} cannot meet: their frames weigh differently"
 
 
 @pytest.mark.parametrize("code", ["rate", "sorted", "bits"])
 def test_trains_of_unequal_length_do_not_join(code):
     with pytest.raises(SpirError) as refusal:
         join([Spikes(5, code, 0, 1, ONE), Spikes(4, code, 0, 1, ONE)])
-    assert message(refusal) == "type: trains of 4 and 5 frames cannot be added"
+    assert message(refusal) == "type: trains of 4 and 5 frames cannot meet"
 
 
 # intervals
