@@ -20,14 +20,19 @@ from spir.ops._neuron import Neuron
 from spir.ops._threshold import Triple, divisors
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
+from spir.ops.concat import Concat
 from spir.ops.conv2d import Conv2d
 from spir.ops.flatten import Flatten
 from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.linear import Linear
+from spir.ops.max_pool import MaxPool
 from spir.ops.pad import Pad
+from spir.ops.permute import Permute
 from spir.ops.requant import Requant
+from spir.ops.reshape import Reshape
 from spir.ops.scale import Scaling
 from spir.ops.slice import Slice
+from spir.ops.upsample import Upsample
 from spir.types import Interval, Shape
 
 Numbers = NDArray[Any]
@@ -105,6 +110,11 @@ def kernel(op: LinearMap, shapes: Sequence[Shape], ranges: Sequence[Interval], *
     """
     dtype = carrier(op.bounds(tuple(shapes), *(r.with_zero() for r in ranges)).magnitude)
     return KERNELS[type(op)](op, tuple(shapes), dtype, padded)
+
+
+def moving(op: LinearMap, shapes: Sequence[Shape]) -> Kernel:
+    """The kernel of an op that moves elements, for reals."""
+    return KERNELS[type(op)](op, tuple(shapes), FLOAT64)
 
 
 def _in(x: Numbers, dtype: Number) -> Numbers:
@@ -250,33 +260,133 @@ class _Scaling(Kernel):
         np.multiply(_in(x[0], self.dtype), self.factor, out=out)
 
 
-class _Relabelling(Kernel):
-    """The ops that move elements, on views in the order of the language: flatten, pad, slice."""
+class _Reshape(Kernel):
+    """The elements in the order of the language under another shape."""
+
+    op: Flatten | Reshape
 
     def act(self, scratch: Scratch, out: Numbers, *x: Numbers) -> None:
-        shape, seen = self.shapes[0], outer(x[0], self.shapes[0])
-        match self.op:
-            case Flatten():
-                np.copyto(out.reshape(len(out), *shape), seen, casting="unsafe")
-            case Slice():
-                np.copyto(outer(out, shape), seen[(slice(None), *self.op.window)], casting="unsafe")
-            case Pad():
-                inside = tuple(slice(before, before + d) for d, (before, _) in zip(shape, self.op.pairs, strict=True))
-                out.fill(0)
-                np.copyto(outer(out, shape)[(slice(None), *inside)], seen, casting="unsafe")
+        shape, to = self.shapes[0], self.op.shape(self.shapes[0])
+        seen, place = outer(x[0], shape), outer(out, to)
+        if len(to) != 3:
+            place = place.reshape(len(out), *shape)
+        else:
+            seen = seen.reshape(len(out), *to)
+        np.copyto(place, seen, casting="unsafe")
+
+
+class _Moving(Kernel):
+    """One copy between views in the order of the language; a subclass says which."""
+
+    def act(self, scratch: Scratch, out: Numbers, *x: Numbers) -> None:
+        result = self.op.shape(*self.shapes)
+        self.move(outer(out, result), *(outer(each, shape) for each, shape in zip(x, self.shapes, strict=True)))
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        """Writes the result for operands ``[N, *shape]``."""
+        raise NotImplementedError(f"{type(self).__name__}.move")  # abstract: each kernel defines it
+
+
+class _Slice(_Moving):
+    """A strided window."""
+
+    op: Slice
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        np.copyto(out, x[0][(slice(None), *self.op.window)], casting="unsafe")
+
+
+class _Permute(_Moving):
+    """The dimensions in another order."""
+
+    op: Permute
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        np.copyto(out, x[0].transpose(0, *(d + 1 for d in self.op.order)), casting="unsafe")
+
+
+class _Concat(_Moving):
+    """Each operand into its place."""
+
+    op: Concat
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        along, start = np.moveaxis(out, self.op.axis + 1, 0), 0
+        for operand in x:
+            given = np.moveaxis(operand, self.op.axis + 1, 0)
+            np.copyto(along[start : start + len(given)], given, casting="unsafe")
+            start += len(given)
+
+
+class _Upsample(_Moving):
+    """Every pixel to all places of its block, one place of all blocks at a time."""
+
+    op: Upsample
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        down, right = self.op.factor
+        for u, v in np.ndindex(down, right):
+            np.copyto(out[:, :, u::down, v::right], x[0], casting="unsafe")
+
+
+class _Pad(_Moving):
+    """The operand inside, then zeros all around, or each dimension's edges carried outwards."""
+
+    op: Pad
+
+    def move(self, out: Numbers, *x: Numbers) -> None:
+        sizes = zip(self.shapes[0], self.op.pairs, strict=True)
+        inside = (slice(None), *(slice(before, before + size) for size, (before, _) in sizes))
+        if not self.op.edge:
+            out.fill(0)
+        np.copyto(out[inside], x[0], casting="unsafe")
+        for axis, window in enumerate(inside[1:] if self.op.edge else (), start=1):
+            # Dimensions before this one are whole by now, those behind it are written inside only.
+            written = (*(slice(None),) * (axis + 1), *inside[axis + 1 :])
+            along = np.moveaxis(out[written], axis, 0)
+            along[: window.start], along[window.stop :] = along[window.start], along[window.stop - 1]
 
 
 KERNELS: dict[type[LinearMap], type[Kernel]] = {
     Add: _Add,
     AvgPool: _AvgPool,
+    Concat: _Concat,
     Conv2d: _Conv2d,
-    Flatten: _Relabelling,
+    Flatten: _Reshape,
     GlobalAvgPool: _GlobalAvgPool,
     Linear: _Linear,
-    Pad: _Relabelling,
+    Pad: _Pad,
+    Permute: _Permute,
+    Reshape: _Reshape,
     Scaling: _Scaling,
-    Slice: _Relabelling,
+    Slice: _Slice,
+    Upsample: _Upsample,
 }
+
+
+def max_pool(op: MaxPool, scratch: Scratch, out: Numbers, x: Numbers) -> None:
+    """The largest of every window of channels-last images: over rows, then over columns of what is left.
+
+    Taps that fall on the padding are left out, so that it never wins; ``op`` says that every window has others.
+    """
+    top, _, left, _ = op.padding
+    rows = scratch.take("rows", (len(x), out.shape[1], *x.shape[2:]), x.dtype)
+    _largest(np.moveaxis(rows, 1, 0), np.moveaxis(x, 1, 0), op.kernel[0], op.stride[0], op.dilation[0], top)
+    _largest(np.moveaxis(out, 2, 0), np.moveaxis(rows, 2, 0), op.kernel[1], op.stride[1], op.dilation[1], left)
+
+
+def _largest(out: Numbers, x: Numbers, kernel: int, stride: int, dilation: int, before: int) -> None:
+    """Windows along the first axis."""
+    out.fill(-np.inf if out.dtype.kind == "f" else np.iinfo(out.dtype).min)
+    for tap in range(kernel):
+        at = tap * dilation - before  # where the first window has this tap
+        first = max(0, -(at // stride))
+        count = min(len(out), (len(x) - 1 - at) // stride + 1) - first
+        if count < 1:
+            continue
+        seen = x[at + first * stride :: stride][:count]
+        into = out[first : first + count]
+        np.maximum(into, seen, out=into, casting="unsafe")
 
 
 @attrs.frozen

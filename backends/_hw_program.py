@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
+from spir.backends._hw_host import HOST, compute
 from spir.backends._hw_kernels import (
     FLOAT64,
     INT64,
@@ -23,6 +25,8 @@ from spir.backends._hw_kernels import (
     inner_shape,
     kernel,
     law,
+    max_pool,
+    moving,
     outer,
     triple_of,
 )
@@ -32,18 +36,23 @@ from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
 from spir.ops.avg_pool import AvgPool
 from spir.ops.clip import Clip
+from spir.ops.concat import Concat
 from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.ranges import Ranges
-from spir.types import Current, Interval, Real, Stored, Tensor, weights
+from spir.types import Current, Interval, Real, Shape, Stored, Tensor, weights
 
 CHUNK = 2**21
 """Bytes that the widest op reads and writes for the samples that pass through the network together."""
+
+LINE = 64
+"""Bytes of a cache line, on which values begin."""
 
 Padding = tuple[int, int, int, int]
 BARE: Padding = (0, 0, 0, 0)
@@ -58,13 +67,14 @@ class Slot:
     steps: int | None
     border: Padding = BARE
 
-    def empty(self, n: int) -> Numbers:
-        """Memory for ``n`` samples with its border."""
+    @property
+    def shape(self) -> Shape:
+        """Channels-last, with its border."""
         shape = inner_shape(self.type.shape)
-        if self.border != BARE:
-            top, bottom, left, right = self.border
-            shape = (shape[0] + top + bottom, shape[1] + left + right, shape[2])
-        return np.zeros((*self.frames, n, *shape), self.dtype)
+        if self.border == BARE:
+            return shape
+        top, bottom, left, right = self.border
+        return shape[0] + top + bottom, shape[1] + left + right, shape[2]
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -73,8 +83,19 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a sample takes."""
-        return self.dtype.itemsize * self.type.size * (self.steps or 1)
+        """Bytes that a sample takes, in whole lines of the cache."""
+        return -(-self.dtype.itemsize * math.prod((*self.frames, *self.shape)) // LINE) * LINE
+
+    def within(self, memory: NDArray[np.uint8], n: int) -> Numbers:
+        """A value of ``n`` samples in memory: its border is zero, its inside undefined."""
+        shape = (*self.frames, n, *self.shape)
+        held: Numbers = memory[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+        if self.border != BARE:
+            top, bottom, left, right = self.border
+            height, width = self.shape[:2]
+            held[..., :top, :, :] = held[..., height - bottom :, :, :] = 0
+            held[..., :left, :] = held[..., width - right :, :] = 0
+        return held
 
     def inside(self, held: Numbers) -> Numbers:
         """The value without its border."""
@@ -83,27 +104,6 @@ class Slot:
         height, width = self.type.shape[1:]
         top, _, left, _ = self.border
         return held[..., top : top + height, left : left + width, :]
-
-
-class Memory:
-    """Scratch, and the memory of values nobody reads any more; borders stay zero, because only insides are written."""
-
-    def __init__(self) -> None:
-        self.scratch = Scratch()
-        self._free: dict[tuple[Any, ...], list[Numbers]] = {}
-
-    def take(self, slot: Slot, n: int) -> Numbers:
-        """Memory for a value of undefined content inside its border."""
-        free = self._free.get(self._key(slot, n))
-        return free.pop() if free else slot.empty(n)
-
-    def give(self, slot: Slot, held: Numbers) -> None:
-        """Takes memory back."""
-        self._free.setdefault(self._key(slot, held.shape[len(slot.frames)]), []).append(held)
-
-    @staticmethod
-    def _key(slot: Slot, n: int) -> tuple[Any, ...]:
-        return slot.type.shape, slot.dtype, slot.steps, slot.border, n
 
 
 class Firing:
@@ -149,10 +149,10 @@ class Program:
 
     @property
     def bytes_per_sample(self) -> int:
-        """What the widest op reads and writes, as stored."""
-        types = self.module.types
-        stored = {name: 8 * type_.size * type_.steps for name, type_ in types.items()}
-        return max([stored[self.module.input.name], *(sum(stored[v] for v in _around(n)) for n in self.module.nodes)])
+        """Input, output and what lives at once, or what the widest op reads and writes as stored, if that is more."""
+        stored = {name: 8 * type_.size * type_.steps for name, type_ in self.module.types.items()}
+        ends = stored[self.module.input.name] + stored[self.module.output]
+        return max([ends + self.room, *(sum(stored[v] for v in _around(n)) for n in self.module.nodes)])
 
     def run(self, x: Numbers, keep: str = "") -> dict[str, Stored]:
         """See `spir.backend.Executable.run`."""
@@ -163,15 +163,16 @@ class Program:
         results = {name: _room(types[name], samples) for name in wanted}
         framewise = self._framewise([name for name in wanted if name in self.merged])
 
+        size = max(1, min(self.chunk, -(-samples // workers())))
+
         def work(parts: Sequence[slice]) -> None:
-            memory = Memory()
+            scratch, memory = Scratch(), np.empty(size * self.room, np.uint8)
             for part in parts:
-                for name, value in _Pass(self, framewise, memory, x[:, part] if train else x[part]).values():
+                for name, value in _Pass(self, framewise, scratch, memory, x[:, part] if train else x[part]).values():
                     if name in results:
                         place = results[name][:, part] if types[name].train is not None else results[name][part]
                         np.copyto(place, outer(value, types[name].shape), casting="unsafe")
 
-        size = max(1, min(self.chunk, -(-samples // workers())))
         share(work, [slice(start, start + size) for start in range(0, samples, size)])
         return results
 
@@ -208,9 +209,31 @@ class Program:
         """The last reader of every value."""
         return {name: nodes[-1].result if nodes else name for name, nodes in self.module.readers.items()}
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The first byte of every value, a sample: values that live at once lie apart, the largest are placed first."""
+        order = {name: index for index, name in enumerate(self.module.types)}
+        lives = {name: (order[name], order[self.last[name]]) for name in order}
+        placed: dict[str, int] = {}
+        for name in sorted(order, key=lambda name: -self.slots[name].nbytes):
+            born, dead = lives[name]
+            beside = (other for other in placed if lives[other][0] <= dead and born <= lives[other][1])
+            start = 0
+            for first, end in sorted((placed[other], placed[other] + self.slots[other].nbytes) for other in beside):
+                if start + self.slots[name].nbytes <= first:
+                    break
+                start = max(start, end)
+            placed[name] = start
+        return placed
+
+    @cached_property
+    def room(self) -> int:
+        """Bytes that all values of a sample share."""
+        return max(start + self.slots[name].nbytes for name, start in self.places.items())
+
     def settle(self) -> None:
         """Makes every proof and constant now, so that a run is nothing but a run."""
-        _ = self.slots, self.laws, self.chunk, self.last
+        _ = self.slots, self.laws, self.chunk, self.last, self.room
 
     def stepped(self, name: str) -> bool:
         """Whether a value is held as frames."""
@@ -227,9 +250,9 @@ class Program:
         return self.ranges[name].frame if framed else self.ranges[name].value
 
     def _border(self, name: str) -> Padding:
-        """The zero padding that the first padding reader of a value wants; products are written without one."""
+        """The zero padding that the first padding reader of a value wants; most linear maps are written without one."""
         source = self.module.definitions.get(name)
-        if source is not None and isinstance(source.op, LinearMap):
+        if source is not None and isinstance(source.op, LinearMap) and not isinstance(source.op, Concat):
             return BARE
         paddings = (n.op.padding for n in self.module.readers[name] if isinstance(n.op, (Conv2d, AvgPool)))
         return next((p for p in paddings if p != BARE), BARE)
@@ -243,6 +266,8 @@ class Program:
     def _kernel(self, node: Node) -> Kernel:
         assert isinstance(node.op, LinearMap)  # the callers asked
         shapes = [t.shape for t in self.module.operand_types(node)]
+        if isinstance(node.type.encoding, Real):
+            return moving(node.op, shapes)
         ranges = [self._range(o, framed=self.stepped(o)) for o in node.operands]
         return kernel(node.op, shapes, ranges, padded=self.padded(node))
 
@@ -279,7 +304,8 @@ class _Pass:
 
     program: Program
     framewise: Mapping[str, Kernel | None]
-    memory: Memory
+    scratch: Scratch
+    memory: NDArray[np.uint8]
     x: Numbers
     held: dict[str, Numbers] = attrs.field(factory=dict)
     frames: dict[str, Numbers] = attrs.field(factory=dict)
@@ -290,19 +316,24 @@ class _Pass:
         self._read(module.input.name, module.input.type)
         yield self._shown(module.input.name)
         for node in module.nodes:
-            self.held[node.result] = self.memory.take(self.program.slots[node.result], self.samples)
+            self._take(node.result)
             self._step(node)
             if node.result in self.framewise:
                 self._make_frames(node)
             yield self._shown(node.result)
             for name in dict.fromkeys((*node.operands, node.result)):
                 if self.program.last[name] == node.result:
-                    self.memory.give(self.program.slots[name], self.held.pop(name))
+                    del self.held[name]
+                    self.frames.pop(name, None)
 
     @property
     def samples(self) -> int:
         """How many samples."""
         return int(self.x.shape[0 if self.program.module.input.type.train is None else 1])
+
+    def _take(self, name: str) -> None:
+        slot, n = self.program.slots[name], self.samples
+        self.held[name] = slot.within(self.memory[self.program.places[name] * n :], n)
 
     def inside(self, name: str) -> Numbers:
         """A value without its border."""
@@ -312,7 +343,7 @@ class _Pass:
         return name, self.frames[name] if name in self.frames else self.inside(name)
 
     def _read(self, name: str, type_: Tensor) -> None:
-        self.held[name] = self.memory.take(self.program.slots[name], self.samples)
+        self._take(name)
         given = inner(self.x, type_.shape)
         if name in self.framewise:
             self.frames[name] = given
@@ -330,7 +361,7 @@ class _Pass:
             expand(self.inside(node.result), frames, signed=node.type.range.hull[0] < 0)
         else:
             for t, out in enumerate(frames):
-                by_frame.act(self.memory.scratch, out, *(self.frames[o][t] for o in node.operands))
+                by_frame.act(self.scratch, out, *(self.frames[o][t] for o in node.operands))
         self.frames[node.result] = frames
 
     def _step(self, node: Node) -> None:
@@ -342,6 +373,11 @@ class _Pass:
             self._respond(node, x[0], out)
         elif isinstance(op, Integrate):
             self._integrate(node, op, x[0], out)
+        elif isinstance(op, MaxPool):
+            self._pool(op, x[0], out)
+        elif isinstance(op, HOST):
+            seen = (outer(each, t.shape) for each, t in zip(x, self.program.module.operand_types(node), strict=True))
+            compute(op, outer(out, node.type.shape), *seen)
         else:
             self._elementwise(node, x[0], out)
 
@@ -350,10 +386,10 @@ class _Pass:
         if self.program.padded(node):
             x = [self.held[node.operands[0]]]
         if not self.program.stepped(node.result):
-            made.act(self.memory.scratch, out, *x)
+            made.act(self.scratch, out, *x)
             return
         for t, frame in enumerate(out):
-            made.act(self.memory.scratch, frame, *(operand[t] for operand in x))
+            made.act(self.scratch, frame, *(operand[t] for operand in x))
 
     def _respond(self, node: Node, x: Numbers, out: Numbers) -> None:
         """A neuron, its law alone, or an encoder: from frames or their value to frames or their value."""
@@ -362,11 +398,11 @@ class _Pass:
             return
         stepped, value = self.program.stepped(node.result), out
         if stepped:
-            value = self.memory.scratch.take("value", out.shape[1:], INT64)
+            value = self.scratch.take("value", out.shape[1:], INT64)
         if isinstance(node.op, Encode):
             np.copyto(value, x, casting="unsafe")
         else:
-            self.program.laws[node.result].act(self.memory.scratch, value, x)
+            self.program.laws[node.result].act(self.scratch, value, x)
         if stepped:
             expand(value, out, signed=node.type.range.hull[0] < 0)
 
@@ -390,6 +426,12 @@ class _Pass:
         if op.bias is not None:
             x = x.astype(np.int64) + aligned(op.bias.values, source.shape)
         np.copyto(out, x, casting="unsafe")
+
+    def _pool(self, op: MaxPool, x: Numbers, out: Numbers) -> None:
+        """The maximum of integers, or of each frame of a train whose frames are nested or all equal."""
+        stepped = x.ndim > 4  # T, N, H, W, C
+        for frame, into in zip(x, out, strict=True) if stepped else ((x, out),):
+            max_pool(op, self.scratch, into, frame)
 
     def _elementwise(self, node: Node, x: Numbers, out: Numbers) -> None:
         match node.op:

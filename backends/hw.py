@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import attrs
 
 from spir.backend import Backend, Executable
+from spir.backends._hw_host import HOST
 from spir.backends._hw_kernels import KERNELS, triple_of
 from spir.backends._hw_program import Program
 from spir.errors import SpirError, error
@@ -18,6 +20,7 @@ from spir.ops.clip import Clip
 from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
@@ -41,20 +44,22 @@ class Hw(Backend):
     accumulator: int = option(64, "bits of sum and state registers", ge=8, le=64)
 
     def refusals(self, module: Module) -> Iterator[SpirError]:
-        """Reals beyond the input quantiser, ops without integer kernels, registers that are too narrow."""
-        refused = False
-        for node in module.nodes:
-            if _runs(node):
-                continue
-            refused = True
+        """Reals that the host does not compute, ops without integer kernels, registers that are too narrow."""
+        refused = [node for node in module.nodes if not _runs(node)]
+        real: list[Node] = []
+        other: list[Node] = []
+        for node in refused:
             types = (*module.operand_types(node), node.type)
-            real = any(isinstance(t.encoding, Real) for t in types)
+            (real if any(isinstance(t.encoding, Real) for t in types) else other).append(node)
+        if real:
+            yield _on_reals(real)
+        for node in other:
             yield error(
                 "backend",
-                f"hw computes on integers, and {node.op.name} works on reals" if real else f"hw has no {node.op.name}",
+                f"hw has no {node.op.name}",
                 op=show_node(node),
                 from_=str(node.origin),
-                fix="quantize the network first" if real else "rewrite the op with a pass, or use another backend",
+                fix="rewrite the op with a pass, or use another backend",
             )
         if not refused:
             yield from self._overflow(module)
@@ -87,14 +92,28 @@ class Hw(Backend):
 
 
 def _runs(node: Node) -> bool:
-    op = node.op
+    op, real = node.op, isinstance(node.type.encoding, Real)
     if isinstance(op, LinearMap):
-        return type(op) in KERNELS and not isinstance(node.type.encoding, Real)
-    if isinstance(op, Relu):
-        return not isinstance(node.type.encoding, Real)
+        return type(op) in KERNELS and (op.relabels or not real)
+    if isinstance(op, (Relu, MaxPool)):
+        return not real
     if isinstance(op, Encode):
         return op.code == "bits"
-    return isinstance(op, (Neuron, Requant, Integrate, Quantize, Clip, Dequantize))
+    return isinstance(op, (Neuron, Requant, Integrate, Quantize, Clip, Dequantize, *HOST))
+
+
+def _on_reals(nodes: list[Node]) -> SpirError:
+    """One refusal for all: the first op by name and place, the others by kind."""
+    first, *others = nodes
+    kinds = Counter(node.op.name for node in others)
+    return error(
+        "backend",
+        f"hw computes on integers, and {first.op.name} works on reals",
+        op=show_node(first),
+        from_=str(first.origin),
+        also=", ".join(f"{count} {name}" for name, count in kinds.items()),
+        fix="quantize the network first",
+    )
 
 
 def _bits(interval: Interval) -> tuple[int, int]:
@@ -110,10 +129,10 @@ def _ends(interval: Interval) -> list[tuple[int, int]]:
 def _register(node: Node, module: Module, found: Mapping[str, Ranges]) -> tuple[int, int, str]:
     """Channel, bits and name of the widest register of an op; ops without one need no bits."""
     (first, *_), mine = module.operand_types(node), found.get(node.result)
-    if mine is None or isinstance(node.op, (Quantize, Encode, Relu)):
+    if mine is None or isinstance(node.op, (Quantize, Encode, Relu, MaxPool)):
         return 0, 0, ""
     if isinstance(node.op, LinearMap):
-        moved = isinstance(node.type.encoding, Spikes)
+        moved = isinstance(node.type.encoding, Spikes) or node.op.relabels
         return (0, 0, "") if moved else (*_bits(mine.frame), "the weight sum")
     state = found[node.operands[0]]
     held = state.value | state.prefix if first.train is not None else state.value

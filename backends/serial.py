@@ -22,8 +22,10 @@ from spir.backends.torch_ops._selfcheck import losses
 from spir.discovery import find, names
 from spir.errors import SpirError, error, located
 from spir.ir import Module, Node, kept
-from spir.ops._linear import LinearMap
+from spir.ops._linear import LinearMap, WeightedMap
 from spir.ops._neuron import Neuron
+from spir.ops.conv2d import Conv2d
+from spir.ops.max_pool import MaxPool
 from spir.options import option
 from spir.ranges import Ranges, analyse
 from spir.text import show_node
@@ -58,7 +60,7 @@ class Serial(Backend):
                     op=show_node(node),
                     from_=str(node.origin),
                 )
-        weighty = any(isinstance(n.op, LinearMap) and not isinstance(n.type.encoding, Real) for n in module.nodes)
+        weighty = any(isinstance(n.op, WeightedMap) and not isinstance(n.type.encoding, Real) for n in module.nodes)
         with _quiet(torch.device(self.device)) as device:
             lost = losses(device) if weighty else []
         for loss in lost:
@@ -71,7 +73,7 @@ class Serial(Backend):
     def _absent(self) -> SpirError | None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             return error(
-                "backend", f"there is no device {self.device!r}", fix="device=cpu, device=cuda or device=cuda:1"
+                "backend", f"there is no device {self.device!r}", fix='device=cpu, device=cuda or device="cuda:1"'
             )
         index = int(self.device.partition(":")[2] or 0)
         if self.device == "cpu" or index < torch.cuda.device_count():
@@ -143,12 +145,12 @@ class _Executable:
 
     @cached_property
     def flowing(self) -> frozenset[str]:
-        """Currents that one neuron or readout uses up frame by frame, so that they never stand in memory at once."""
+        """Frames that one neuron, readout or maximum uses up in turn, so that they never stand in memory at once."""
         readers = self.module.readers
         return frozenset(
             step.node.result
             for step in self.steps
-            if isinstance(step.node.op, LinearMap) and step.node.type.train is not None
+            if isinstance(step.node.op, (LinearMap, MaxPool)) and step.node.type.train is not None
             if len(readers[step.node.result]) == 1 and not isinstance(readers[step.node.result][0].op, LinearMap)
         )
 
@@ -172,10 +174,20 @@ class _Executable:
             width = step.carried.itemsize if step.carried is not None else 8
             sizes[name] = width * type_.size * (1 if name in self.flowing else type_.steps)
             widest = max(type_.size, *(types[operand].size for operand in step.node.operands))
-            peak = max(peak, sum(sizes.values()) + 4 * 8 * widest)
+            peak = max(peak, sum(sizes.values()) + 4 * 8 * widest + _columns(step))
             for operand in self.forgotten[name]:
                 del sizes[operand]
         return peak
+
+
+def _columns(step: _Step) -> int:
+    """Bytes of the windows that a convolution of a sample lays out; only the kernels of float32 do without."""
+    op, dtype = step.node.op, step.lowering.dtype
+    if not isinstance(op, Conv2d) or dtype is None or dtype == torch.float32:
+        return 0
+    _, height, width = step.node.type.shape
+    window: int = op.weight.values[0].size * op.groups
+    return window * height * width * dtype.itemsize
 
 
 @contextmanager
@@ -206,6 +218,8 @@ def _arithmetic(
     """What a node computes in; None where it takes numbers as they come."""
     if isinstance(types[0].encoding, Real) or isinstance(node.type.encoding, Real):
         return torch.float64
+    if isinstance(node.op, MaxPool):
+        return None
     if not isinstance(node.op, LinearMap):
         return torch.int64
     if node.op.relabels:

@@ -123,6 +123,12 @@ def floats(model: nn.Module, example: object) -> torch.Tensor:
     return given.to(own)
 
 
+def two_samples(given: torch.Tensor) -> torch.Tensor:
+    """The first sample and the last, moved: an example of zeros would show nothing of what a network computes."""
+    noise = torch.randn(given[-1:].shape, generator=torch.Generator().manual_seed(0)).to(given.dtype)
+    return torch.cat([given[:1], given[-1:] + noise * (given[-1].abs().max() or 1)])
+
+
 def answer_of(whole: Whole, batch: torch.Tensor, given: torch.Tensor) -> Any:
     """What the model makes of the batch, in its own dtype.
 
@@ -184,6 +190,13 @@ _SYMBOLS = {
     "pow": "**",
     "matmul": "@",
     "getitem": "[...]",
+    "neg": "-",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
 }
 
 
@@ -288,7 +301,8 @@ class Trace:
             if getattr(space, word, None) is node.target:
                 return f"{prefix}.{word}"
         if getattr(node.target, "__module__", "") == "_operator":
-            return f"the operator {_SYMBOLS.get(word) or _SYMBOLS.get(word[1:], word) + '='}"
+            plain = word[1:] if word.startswith("i") and word[1:] in _SYMBOLS else word
+            return f"the operator {_SYMBOLS.get(plain, plain)}{'=' * (plain != word)}"
         return f"{getattr(node.target, '__module__', '')}.{word}"
 
     def origin(self, node: fx.Node, word: str = "") -> Origin:
@@ -423,13 +437,15 @@ class Trial:
         """What the node gives for two samples."""
         return self.two.env[node]
 
-    def shape(self, node: fx.Node) -> Shape | None:
-        """The shape per sample, where the node gives one tensor with the batch axis in front."""
+    def shapes(self, node: fx.Node) -> tuple[Shape, ...] | None:
+        """The shape per sample of the tensor, or of each, that the node gives, where all have the batch axis first."""
         one, two = self.one.env[node], self.two.env[node]
-        if not isinstance(one, torch.Tensor) or not isinstance(two, torch.Tensor) or two.ndim < 2:
+        ones, twos = (found if isinstance(found, tuple | list) else (found,) for found in (one, two))
+        if not twos or len(ones) != len(twos):
             return None
-        kept = one.shape[:1] == (1,) and two.shape[:1] == (2,) and one.shape[1:] == two.shape[1:]
-        return tuple(two.shape[1:]) if kept else None
+        found = [_sample(a, b) for a, b in zip(ones, twos, strict=True)]
+        known = tuple(shape for shape in found if shape is not None)
+        return known if len(known) == len(found) else None
 
     def constant(self, node: fx.Node) -> Any:
         """The value of a node that carries no data: a parameter, a size, or `PerBatch`."""
@@ -439,11 +455,31 @@ class Trial:
         return two if type(one) is type(two) and one == two else PerBatch()
 
     def shares(self, node: fx.Node, other: fx.Node) -> bool:
-        """Whether two results live in the same memory."""
-        a, b = self.result(node), self.result(other)
-        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-            return False
-        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        """Whether two results have elements in the same memory."""
+        return any(_overlap(a, b) for a in tensors(self.result(node)) for b in tensors(self.result(other)))
+
+
+def _sample(one: object, two: object) -> Shape | None:
+    """The shape per sample of what one sample and two samples gave."""
+    if not isinstance(one, torch.Tensor) or not isinstance(two, torch.Tensor) or two.ndim < 2:
+        return None
+    kept = one.shape[:1] == (1,) and two.shape[:1] == (2,) and one.shape[1:] == two.shape[1:]
+    return tuple(two.shape[1:]) if kept else None
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    places = torch.arange(a.untyped_storage().nbytes() // a.element_size())
+    mine, others = (places.as_strided(t.shape, t.stride(), t.storage_offset()) for t in (a, b))
+    return bool(torch.isin(mine, others).any())
+
+
+def tensors(result: object) -> list[torch.Tensor]:
+    """The tensors in a result."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [t for part in result for t in tensors(part)] if isinstance(result, tuple | list) else []
 
 
 def compare(module: Module, exact: Whole, batch: torch.Tensor, answer: Any) -> None:
@@ -463,7 +499,7 @@ def compare(module: Module, exact: Whole, batch: torch.Tensor, answer: Any) -> N
     if isinstance(expected, torch.Tensor) and expected.shape == found.shape:
         largest = max(float(np.abs(v).max()) for v in values.values())
         difference = float(np.abs(found - expected.double().numpy()).max())
-        if not difference > tolerance * largest:
+        if difference <= tolerance * largest:  # and neither is NaN
             return
         how = f"their outputs differ by {difference:.3g}"
     else:

@@ -2,103 +2,297 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import ClassVar
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from spir.contracts import Calibrated, Contract
 from spir.errors import error
-from spir.ir import Array, Module
+from spir.ir import Array, Module, Node, Op, Origin
+from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise
+from spir.ops.add import Add
+from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
+from spir.ops.scale import Scaling
+from spir.ops.shift import Shift
 from spir.options import option
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
 
+Ends = tuple[Reals, Reals]
+"""The smallest and largest value to reach, ``[G]`` each."""
+BINS = 2048
+"""Of the histograms that method = mse looks at."""
+
 
 @attrs.frozen(eq=False)
 class _Tail:
-    """The smallest and largest values seen, as many as a percentile needs: exact, mergeable, independent of batches."""
+    """The smallest and largest values seen ``[G, keep]``, sorted: exact, mergeable, independent of how data is cut."""
 
     smallest: Reals
     largest: Reals
 
     @classmethod
     def of(cls, values: Reals, keep: int) -> _Tail:
-        """The ends of one shard."""
-        flat = values.reshape(-1)
+        """The ends of one shard ``[G, n]``."""
+        n = values.shape[1]
         if keep == 1:
-            return cls(flat.min(keepdims=True), flat.max(keepdims=True))
-        if keep >= flat.size:
-            return cls(np.sort(flat), np.sort(flat))
-        split = np.partition(flat, (keep - 1, flat.size - keep))
-        return cls(np.sort(split[:keep]), np.sort(split[-keep:]))
+            return cls(values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True))
+        if keep >= n:
+            return cls(np.sort(values), np.sort(values))
+        split = np.partition(values, (keep - 1, n - keep))
+        return cls(np.sort(split[:, :keep]), np.sort(split[:, -keep:]))
 
     def merge(self, other: _Tail, keep: int) -> _Tail:
         """The ends of both shards."""
-        low = np.sort(np.concatenate([self.smallest, other.smallest]))
-        high = np.sort(np.concatenate([self.largest, other.largest]))
-        return _Tail(low[:keep], high[-keep:])
+        low = np.sort(np.concatenate([self.smallest, other.smallest], axis=1))
+        high = np.sort(np.concatenate([self.largest, other.largest], axis=1))
+        return _Tail(low[:, :keep], high[:, -keep:])
+
+    @property
+    def ends(self) -> Ends:
+        """What a quantiser should reach, ``[G]`` each."""
+        return self.smallest[:, -1], self.largest[:, 0]
+
+    @property
+    def live(self) -> Ends:
+        """The same, but the largest value where so many are 0 that the range would end there."""
+        low, high = self.ends
+        return low, np.where(high > 0, high, self.largest[:, -1])
+
+
+def histogram(values: Reals, top: Reals) -> NDArray[np.int64]:
+    """Counts ``[G, BINS]`` of magnitudes ``[G, n]`` between 0 and ``top`` ``[G]``; counts of shards add up."""
+    width = np.where(top > 0, top, 1.0)[:, None] / BINS
+    index = np.minimum((np.abs(values) / width).astype(np.int64), BINS - 1)
+    groups = len(values)
+    flat = (index + np.arange(groups)[:, None] * BINS).reshape(-1)
+    return np.bincount(flat, minlength=groups * BINS).reshape(groups, BINS)
+
+
+def least_error(counts: NDArray[np.int64], top: Reals, levels: int) -> Reals:
+    """The clip ``[G]`` that makes the mean squared error of ``levels`` steps smallest; ties take the widest."""
+    centres = (np.arange(BINS) + 0.5) / BINS
+    best, least = np.ones(len(counts)), np.full(len(counts), np.inf)
+    for share in np.arange(100, 19, -1) / 100:
+        step = share / levels
+        missed = (centres - np.clip(np.floor(centres / step + 0.5), 0, levels) * step) ** 2
+        found = counts @ missed
+        best, least = np.where(found < least, share, best), np.minimum(found, least)
+    return np.asarray(best * top)
+
+
+@attrs.frozen(eq=False)
+class _Point:
+    """A value that needs a range: its own limits, and whether codes of it are signed.
+
+    ``lo`` and ``hi`` are the model's own limits, ``[1]`` or ``[C]``; infinite where it has none.
+    """
+
+    lo: Reals
+    hi: Reals
+    signed: bool
+
+    @property
+    def base(self) -> Reals:
+        """What code 0 stands for: the lower limit of an unsigned range, else 0."""
+        return np.zeros(1) if self.signed or np.isinf(self.lo).any() else self.lo
 
 
 @attrs.frozen
 class CalibrateRange(Pass):
-    """relu -> clip{0, hi}; the input -> clip{lo, hi}: ranges that the calibration data reach.
+    """relu, clip -> clip{0, hi}; the input, and sums that weights read -> clip{lo, hi}: ranges that the data reach.
 
-    ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end.
-    A value that the data leave at 0 takes the widest range of the network, so that its scale is a live one.
+    ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end;
+    ``mse`` takes the clip with the least squared error for codes of ``bits``. With ``per = channel`` a relu becomes
+    scale{g}(clip{0, hi}(scale{1 / g}(x))), g per channel, so that every channel uses all codes; quantize folds g into
+    the weights that read it. A clip whose range neither starts at 0 nor is symmetric stands between two shifts. A value
+    or channel that the data leave at 0 takes the widest range around, so that its scale is a live one.
     """
 
     name: ClassVar[str] = "calibrate-range"
-    method: str = option("max", "max, or percentile", one_of=("max", "percentile"))
+    method: str = option("max", "max, percentile or mse", one_of=("max", "percentile", "mse"))
     percentile: float | None = option(None, "the share of values inside, for method = percentile: 99.99", ge=50, le=100)
+    per: str = option("tensor", "one range a tensor, or one a channel of activations", one_of=("tensor", "channel"))
+    bits: int | None = option(None, "bits of the codes that method = mse fits: 8", ge=2, le=16)
 
     def contract(self) -> Contract:
         """Values beyond the calibrated range change."""
         return Calibrated()
 
     def run(self, module: Module, context: Context) -> Module:
-        """Measures every selected relu and the input, then rewrites them."""
+        """Measures every value that needs a range, then clips it."""
         if context.data is None:
             raise error("data", f"{self.name} needs calibration data", fix="compile(..., data=images)")
-        if self.method == "max" and self.percentile is not None:
-            raise error("option", f"{self.name}: method=max takes no percentile", fix="method=percentile")
-        selected = [n for n in module.nodes if isinstance(n.op, Relu) and isinstance(n.type.encoding, Real)]
-        watched = {n.result for n in selected if self.selects(n)}
-        ranged = all(isinstance(n.op, (Clip, Quantize)) for n in module.readers[module.input.name])
-        if isinstance(module.input.type.encoding, Real) and not ranged:
-            watched.add(module.input.name)
-        ends = self._measure(module, context, watched)
-        live = max((max(-low, high) for low, high in ends.values()), default=0.0) or 1.0
-        rewriter = Rewriter(module, self.name)
-        if module.input.name in ends:
-            low, high = ends[module.input.name]
-            name = rewriter.fresh(f"{module.input.name}.clip")
-            origin = module.readers[module.input.name][0].origin if module.readers[module.input.name] else None
-            top = max(high, 0.0) if low or high else live
-            clip = Clip(Array.of([min(low, 0.0)]), Array.of([top]))
-            clipped = rewriter.emit(clip, module.input.name, name=name, origin=rewriter.origin(origin, "input"))
-            rewriter.replace(module.input.name, clipped)
+        if self.method != "percentile" and self.percentile is not None:
+            raise error("option", f"{self.name}: method={self.method} takes no percentile", fix="method=percentile")
+        if self.method != "mse" and self.bits is not None:
+            raise error("option", f"{self.name}: method={self.method} takes no bits", fix="method=mse, or no bits")
+        entering = [name for name in _entering(module) if not _ranged(name, module)]
+        points = {name: _Point(np.array([-np.inf]), np.array([np.inf]), signed=True) for name in entering}
+        sums = _read_by_weights(module)
         for node in module.nodes:
-            if node.result not in watched:
+            chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
+            if chosen and (point := _point(node, sums)):
+                points[node.result] = point
+        tops = self._measure(module, context, points)
+        live = max((float(np.max(np.maximum(-low, high))) for low, high in tops.values()), default=0.0) or 1.0
+        rewriter = Rewriter(module, self.name)
+        if module.input.name in entering:
+            readers = module.readers[module.input.name]
+            origin = rewriter.origin(readers[0].origin if readers else None, "input")
+            low, high = (float(end.item()) for end in tops[module.input.name])
+            top = max(high, 0.0) if low or high else live
+            self._enter(module.input.name, origin, min(low, 0.0), top, rewriter)
+        for node in module.nodes:
+            if node.result not in points:
                 rewriter.keep(node)
-                continue
-            high = ends[node.result][1]
-            clip = Clip(Array.of([0.0]), Array.of([high if high > 0 else live]))
-            rewriter.emit(clip, rewriter.now(node.operands[0]), name=node.result, origin=node.origin)
+            elif points[node.result].signed and not isinstance(node.op, Clip):
+                rewriter.keep(node)
+                top = float(np.maximum(-tops[node.result][0], tops[node.result][1]).item()) or live
+                self._enter(node.result, node.origin, -top, top, rewriter)
+            else:
+                self._clip(node, points[node.result], tops[node.result], live, rewriter)
         return rewriter.finish()
 
-    def _measure(self, module: Module, context: Context, watched: set[str]) -> dict[str, tuple[float, float]]:
+    @staticmethod
+    def _enter(value: str, origin: Origin, low: float, high: float, rewriter: Rewriter) -> None:
+        """A range behind a value that keeps its name."""
+        clip = Clip(Array.of([low]), Array.of([high]))
+        rewriter.replace(value, rewriter.emit(clip, value, name=rewriter.fresh(f"{value}.clip"), origin=origin))
+
+    @staticmethod
+    def _clip(node: Node, point: _Point, ends: Ends, live: float, rewriter: Rewriter) -> None:
+        """The activation as a clip, between gains and shifts where it needs them."""
+        top = np.maximum(-ends[0], ends[1]) if point.signed else ends[1]
+        widest = float(top.max()) if top.max() > 0 else live
+        span = point.hi - point.base
+        top = np.minimum(np.where(top > 0, top, widest), span)
+        whole = float(top.max())
+        gain = np.array([float(np.float32(t / whole)) or float(np.finfo(np.float32).tiny) for t in top])
+        before: list[tuple[str, Op]] = [] if not point.base.any() else [("shifted", Shift(Array.of(-point.base)))]
+        after: list[tuple[str, Op]] = [] if not point.base.any() else [("unshifted", Shift(Array.of(point.base)))]
+        if (gain != 1).any():
+            before.append(("even", Scaling(Array.of(1 / gain))))
+            after.insert(0, ("gained", Scaling(Array.of(gain))))
+        clip = Clip(Array.of([-whole if point.signed else 0.0]), Array.of([whole]))
+        chain: list[tuple[str, Op]] = [*before, ("clip", clip), *after]
+        value = rewriter.now(node.operands[0])
+        for word, op in chain:
+            name = node.result if op is chain[-1][1] else rewriter.fresh(f"{node.result}.{word}")
+            value = rewriter.emit(op, value, name=name, origin=node.origin)
+
+    def _measure(self, module: Module, context: Context, points: Mapping[str, _Point]) -> dict[str, Ends]:
+        """The ends ``[G]`` of every value above its base."""
         assert context.data is not None  # run refused
-        inside = 100 if self.method == "max" else self.percentile or 99.99
+        inside = (self.percentile or 99.99) if self.method == "percentile" else 100
         outside = 1 - Fraction(str(inside)) / 100  # as the decimal reads
-        keep = {n: 1 + int(outside * len(context.data) * module.types[n].size) for n in watched}
         tails: dict[str, _Tail] = {}
-        for values in context.evaluate(module, context.data, "|".join(sorted(watched))):
-            for name in watched & values.keys():
-                tail = _Tail.of(values[name], keep[name])
-                tails[name] = tails[name].merge(tail, keep[name]) if name in tails else tail
-        return {name: (float(tail.smallest[-1]), float(tail.largest[0])) for name, tail in tails.items()}
+        for name, values in self._values(module, context, points):
+            keep = 1 + int(outside * len(context.data) * module.types[name].size / len(values))
+            tail = _Tail.of(values, keep)
+            tails[name] = tails[name].merge(tail, keep) if name in tails else tail
+        ends = {name: tail.ends if points[name].signed else tail.live for name, tail in tails.items()}
+        return self._fitted(module, context, points, ends) if self.method == "mse" else ends
+
+    def _fitted(
+        self, module: Module, context: Context, points: Mapping[str, _Point], ends: Mapping[str, Ends]
+    ) -> dict[str, Ends]:
+        """The ends, moved in to where the squared error is least."""
+        counts: dict[str, NDArray[np.int64]] = {}
+        reach = {name: np.maximum(-low, high) for name, (low, high) in ends.items()}
+        for name, values in self._values(module, context, points):
+            counts[name] = counts.get(name, 0) + histogram(values, reach[name])
+        found = {}
+        for name, point in points.items():
+            bits = self.bits or 8
+            levels = 2 ** (bits - 1) - 1 if point.signed else 2**bits - 1
+            top = least_error(counts[name], reach[name], levels)
+            found[name] = np.maximum(ends[name][0], -top), np.minimum(ends[name][1], top)
+        return found
+
+    def _values(self, module: Module, context: Context, points: Mapping[str, _Point]) -> Iterator[tuple[str, Reals]]:
+        """Batch by batch the values ``[G, n]`` of every point above its base; G is 1, or the channels."""
+        assert context.data is not None  # run refused
+        for batch in context.evaluate(module, context.data, "|".join(sorted(points))):
+            for name in points.keys() & batch.keys():
+                x, point = batch[name], points[name]
+                x = x - channelwise(point.base, x.ndim - 1) if point.base.any() else x
+                each = self.per == "channel" and not point.signed and _keeps_channels(name, module)
+                yield name, x.swapaxes(0, 1).reshape(x.shape[1], -1) if each else x.reshape(1, -1)
+
+
+def _entering(module: Module) -> list[str]:
+    """The input and what the host makes of it, where the network reads them."""
+    hosted = {module.input.name} if isinstance(module.input.type.encoding, Real) else set()
+    for node in module.nodes:
+        if node.op.host and hosted.issuperset(node.operands):
+            hosted.add(node.result)
+    return [name for name in module.types if name in hosted and any(not n.op.host for n in module.readers[name])]
+
+
+def _ranged(name: str, module: Module) -> bool:
+    """Whether whatever reads a value divides it into steps already, or was told its range."""
+    return all(isinstance(n.op, Quantize) or n.op.host or _calibrated(n) for n in module.readers[name])
+
+
+def _calibrated(node: Node) -> bool:
+    """Whether a clip is this pass's own, and not the model's."""
+    return isinstance(node.op, Clip) and CalibrateRange.name in node.origin.trail
+
+
+def _signed_before(node: Node) -> bool:
+    """Whether a signed range was measured by an earlier run."""
+    return isinstance(node.op, Clip) and _calibrated(node) and bool((node.op.lo.values < 0).any())
+
+
+def _point(node: Node, sums: set[str]) -> _Point | None:
+    """The range that a node's result needs, if any."""
+    none = np.array([np.inf])
+    match node.op:
+        case Relu():
+            return _Point(np.zeros(1), none, signed=False)
+        case Clip(lo=lo, hi=hi):
+            return _Point(lo.values, hi.values, signed=bool((lo.values == -hi.values).all() and hi.values.any()))
+    return _Point(-none, none, signed=True) if node.result in sums else None
+
+
+def _keeps_channels(name: str, module: Module) -> bool:
+    """Whether gains per channel can sink from a value to all weights that read it."""
+    found = [name]
+    for value in found:
+        for reader in module.readers[value]:
+            match reader.op:
+                case WeightedMap() | Add():
+                    continue
+                case Relabelling() if any(len(s - {-1}) > 1 for s in reader.op.sources(module.types[value].shape)):
+                    return False
+                case Shift(offset=offset) if offset.values.ndim > 1:
+                    return False
+                case LinearMap() | MaxPool() | Shift() if reader.result not in found:
+                    found.append(reader.result)
+    return True
+
+
+def _read_by_weights(module: Module) -> set[str]:
+    """Sums of weighted values that other weights read before any activation: spikes must be made of them."""
+    sums: set[str] = set()
+    for node in module.nodes:
+        passes = isinstance(node.op, (LinearMap, BatchNorm, Shift, MaxPool))
+        if isinstance(node.op, WeightedMap) or (passes and not sums.isdisjoint(node.operands)):
+            sums.add(node.result)
+    found = set()
+    for node in module.nodes:
+        if isinstance(node.op, WeightedMap):
+            (value,) = node.operands
+            while (source := module.definitions.get(value)) is not None and isinstance(source.op, Relabelling):
+                (value,) = source.operands
+            found.add(value)
+    return found & sums

@@ -9,19 +9,24 @@ import attrs
 from spir.contracts import Contract, Exact
 from spir.errors import SpirError, error, located, raise_all
 from spir.ir import Module, Node
+from spir.ops._linear import LinearMap
+from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.options import option
 from spir.passes._neurons import neuron_class
 from spir.rewriting import Context, Pass, Rewriter
+from spir.types import Spikes
 
 
 @attrs.frozen
 class DeriveThresholds(Pass):
     """requant -> integrate; requant; encode{code of the neuron}.  quantize -> quantize; encode.
 
-    Copies integers; what is special to a neuron stands in the neuron's file.
+    Copies integers; what is special to a neuron stands in the neuron's file. A max_pool stays on integers: behind the
+    requant, in front of the encoder, or on integrated sums; what is added to such a sum is integrated too.
     """
 
     name: ClassVar[str] = "derive-thresholds"
@@ -54,15 +59,51 @@ class DeriveThresholds(Pass):
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """The unfused form of the neuron."""
         neuron = neuron_class(self.neuron)
-        operand = rewriter.now(node.operands[0])
+        operands = [rewriter.now(o) for o in node.operands]
+        trains = [rewriter.type(o).train for o in operands]
         match node.op:
             case Requant():
-                total = rewriter.fresh(f"{node.result}.integral")
-                rewriter.emit(Integrate(), operand, name=total, origin=node.origin)
-                code = rewriter.emit(node.op, total, name=rewriter.fresh(f"{node.result}.code"), origin=node.origin)
-                return rewriter.emit(neuron.derive(node.op), code, name=node.result, origin=node.origin)
+                total = operands[0]
+                if trains[0] is not None:
+                    name = rewriter.fresh(f"{node.result}.integral")
+                    total = rewriter.emit(Integrate(), total, name=name, origin=node.origin)
+                return encoded(node, total, neuron.derive(node.op), rewriter)
             case Quantize():
                 code = rewriter.keep(node)
                 name = rewriter.fresh(f"{node.result}.train")
                 return rewriter.emit(neuron.derive(node.op), code, name=name, origin=node.origin)
+            case MaxPool():
+                train = rewriter.type(operands[0]).encoding
+                total = integral(operands[0], rewriter, node)
+                if isinstance(train, Spikes):
+                    return encoded(node, total, Encode(train.steps, train.code), rewriter)
+                source = rewriter.definition(total)
+                while source is not None and isinstance(source.op, MaxPool):
+                    source = rewriter.definition(source.operands[0])
+                if source is not None and isinstance(source.op, (Requant, Quantize)):
+                    return encoded(node, total, neuron.derive(source.op), rewriter)
+                return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
+            case LinearMap() if any(trains) and not all(trains):
+                whole = (integral(o, rewriter, node) for o in operands)
+                return rewriter.emit(node.op, *whole, name=node.result, origin=node.origin)
         return None
+
+
+def encoded(node: Node, total: str, encode: Encode, rewriter: Rewriter) -> str:
+    """The node on integers, then its train; integers that only pools read need none."""
+    readers = rewriter.module.readers[node.result]
+    if readers and all(isinstance(n.op, MaxPool) for n in readers):
+        return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
+    code = rewriter.emit(node.op, total, name=rewriter.fresh(f"{node.result}.code"), origin=node.origin)
+    return rewriter.emit(encode, code, name=node.result, origin=node.origin)
+
+
+def integral(value: str, rewriter: Rewriter, node: Node) -> str:
+    """The integers that a train or current decodes to: what was encoded, else an integral."""
+    source = rewriter.definition(value)
+    if rewriter.type(value).train is None:
+        return value
+    if source is not None and isinstance(source.op, Encode):
+        return source.operands[0]
+    name = rewriter.fresh(f"{node.result}.integral")
+    return rewriter.emit(Integrate(), value, name=name, origin=node.origin)

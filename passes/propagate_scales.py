@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,19 +11,23 @@ import attrs
 import numpy as np
 
 from spir.contracts import Bounded, Calibrated, Contract
-from spir.errors import error
+from spir.errors import SpirError, error
 from spir.ir import Array, Module, Node, Op, Origin
 from spir.ops._linear import LinearMap, WeightedMap, channelwise
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
+from spir.ops.concat import Concat
 from spir.ops.dequantize import Dequantize
 from spir.ops.integrate import Integrate
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
+from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import REGISTER_BITS, Int, Real, Reals, Scale, scale_of
+from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
 
 
 @attrs.frozen
@@ -32,9 +36,11 @@ class PropagateScales(Pass):
 
     Nothing is moved but biases: scales live in types, so an integer value's scale is known from its operands. Each
     requant solves M = S_x S_w / S_y as mul / 2^s, s per channel (SDANN eqs 8-10, 17), its bias and the half of
-    round-half-up inside ``add``. Where branches of a sum have unequal scales, ``wide`` multiplies both by integers of
-    ``width`` bits to one fine scale; ``rescale`` requantises each branch that is no activation by a signed code, over
-    the range that the calibration data reach, in steps that are a power of two times those of the other branch.
+    round-half-up inside ``add``. Where branches of a sum, or of a concatenation that a sum reads, have unequal scales,
+    ``wide`` multiplies them by integers of ``width`` bits to one fine scale; ``rescale`` requantises each branch that
+    is no activation by a signed code, over the range that the calibration data reach, in steps that are a power of two
+    times those of the other branch. Branches that ``width`` bits cannot join are rescaled; notes say at what cost.
+    What the host computes behind the last layer reads the dequantised readout.
     """
 
     name: ClassVar[str] = "propagate-scales"
@@ -48,29 +54,19 @@ class PropagateScales(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         """Walks the module once; the joins that rescale look at the calibration data first."""
+        if self.layers != "*":
+            what = f"{self.name} converts the whole network, because scales meet across layers"
+            raise error("option", what, fix="leave layers out, and choose layers in calibrate-range and quantize")
         if all(isinstance(t.encoding, Real) for t in module.types.values()):
             raise error(
                 "type",
                 f"{self.name} finds no integers, and would leave a network of reals",
                 fix="run calibrate-range and quantize before",
             )
-        walk = _Walk(self, Rewriter(module, self.name), self._reach(module, context))
+        walk = _Walk(self, Rewriter(module, self.name), context)
         for node in module.nodes:
             walk.step(node)
         return walk.finish()
-
-    def _reach(self, module: Module, context: Context) -> dict[str, float]:
-        """The largest magnitude of each operand of a sum on the calibration data, for join = rescale."""
-        sums = {o for n in module.nodes if isinstance(n.op, Add) for o in n.operands}
-        if self.join != "rescale" or not sums:
-            return {}
-        if context.data is None:
-            raise error("data", f"{self.name}{{join=rescale}} needs calibration data", fix="compile(..., data=images)")
-        found = dict.fromkeys(sums, 0.0)
-        for values in context.evaluate(module, context.data, "|".join(sorted(sums))):
-            for name in sums:
-                found[name] = max(found[name], float(np.abs(values[name]).max()))
-        return found
 
 
 @attrs.frozen(eq=False)
@@ -85,8 +81,10 @@ class _Carried:
 class _Walk:
     step_: PropagateScales
     rewriter: Rewriter
-    reach: Mapping[str, float]
+    context: Context
     carried: dict[str, _Carried] = attrs.field(factory=dict)
+    reached: dict[str, float] = attrs.field(factory=dict)
+    hosted: dict[str, str] = attrs.field(factory=dict)
 
     def step(self, node: Node) -> None:
         """One node of the old module."""
@@ -103,14 +101,20 @@ class _Walk:
                 self.carried[node.result] = _Carried(self.requant(node, node.op, operands[0], self.named(node)))
             case LinearMap() if operands:
                 self.carried[node.result] = self.linear(node, node.op, operands)
+            case Shift() if operands:
+                self.carried[node.result] = self.shift(node.op, operands[0])
+            case MaxPool() if operands:
+                self.carried[node.result] = self.pool(node, node.op, operands[0])
+            case _ if operands and node.op.host:
+                reals = (self.real(name) for name in node.operands)
+                self.rewriter.emit(node.op, *reals, name=node.result, origin=node.origin)
             case _ if operands:
-                lone = isinstance(node.op, BatchNorm)
                 raise error(
                     "type",
                     f"%{node.result} = {node.op.name} stands between quantised values and works on reals",
                     from_=str(node.origin),
-                    fix="run fold-bn; a batch_norm that follows no conv2d or linear is not folded: move it behind one"
-                    if lone
+                    fix="run fold-bn before quantize"
+                    if isinstance(node.op, BatchNorm)
                     else "calibrate-range and quantize must cover this layer before propagate-scales",
                 )
             case _:
@@ -131,7 +135,7 @@ class _Walk:
                 from_=str(node.origin),
                 fix="quantize both branches",
             )
-        if isinstance(op, Add):
+        if isinstance(op, Add) or (isinstance(op, Concat) and (op.axis > 0 or self.summed(node))):
             operands = self.meet(node, operands)
         shapes = [self.rewriter.type(c.value).shape for c in operands]
         bias = None
@@ -145,6 +149,27 @@ class _Walk:
             op = attrs.evolve(op, bias=None)
         name = node.result if bias is None else self.rewriter.fresh(f"{node.result}.sum")
         return _Carried(self.rewriter.emit(op, *(c.value for c in operands), name=name, origin=node.origin), bias)
+
+    def summed(self, node: Node) -> bool:
+        """Whether a sum over channels reads a value, so that all its channels must share one scale."""
+        return read_by_a_sum(node.result, self.rewriter.module)
+
+    def shift(self, op: Shift, x: _Carried) -> _Carried:
+        """The constant joins the bias."""
+        shape = self.rewriter.type(x.value).shape
+        offset = np.broadcast_to(channelwise(op.offset.values, len(shape)), shape)
+        return _Carried(x.value, offset if x.bias is None else x.bias + offset)
+
+    def pool(self, node: Node, op: MaxPool, x: _Carried) -> _Carried:
+        """The maximum of integers; a bias that varies within a channel is added before, any other after."""
+        bias = None if x.bias is None else per_channel(x.bias)
+        if bias is not None and bias.ndim > 1:
+            value = self.auxiliary(Integrate(self.steps(node, bias, x.value)), x.value, "biased", node.origin)
+            x, bias = _Carried(value), None
+        name = node.result if bias is None else self.rewriter.fresh(f"{node.result}.sum")
+        value = self.rewriter.emit(op, x.value, name=name, origin=node.origin)
+        shape = self.rewriter.type(value).shape
+        return _Carried(value, None if bias is None else np.broadcast_to(channelwise(bias, len(shape)), shape))
 
     def requant(self, node: Node, op: Quantize, x: _Carried, name: str) -> str:
         """``quantize`` of an integer value as an integer triple."""
@@ -161,7 +186,7 @@ class _Walk:
         ratios = [s / Fraction(op.scale) for s in scale_of(type_).known]
         offset = np.zeros(1) if x.bias is None else per_channel(x.bias) / op.scale
         reach, most = type_.range.magnitude, self.largest_offsets(offset, len(ratios))
-        shifts = np.array([self.shift(r, reach, o) for r, o in zip(ratios, most, strict=True)])
+        shifts = np.array([self.grid(r, reach, o) for r, o in zip(ratios, most, strict=True)])
         factors = [
             math.floor(r * 2 ** int(s) + Fraction(1, 2)) if s > 0 else 0 for r, s in zip(ratios, shifts, strict=True)
         ]
@@ -180,7 +205,7 @@ class _Walk:
         div = 2 ** int(shifts[0]) if (shifts == shifts[0]).all() else Array.of(2**shifts)
         return Requant(Array.of(factors), Array.of(add), div, op.lo, op.hi, op.scale)
 
-    def shift(self, ratio: Fraction, reach: int, offset: float) -> int:
+    def grid(self, ratio: Fraction, reach: int, offset: float) -> int:
         """The largest s with round(ratio 2^s) below 2^bits and |mul z| + |add| inside a register; below 1: none."""
         shift = min(self.step_.bits - 1 - math.floor(math.log2(ratio)), REGISTER_BITS - 2)
         room, each = Fraction(2) ** REGISTER_BITS, Fraction(offset) + 2
@@ -200,48 +225,69 @@ class _Walk:
     def meet(self, node: Node, operands: list[_Carried]) -> list[_Carried]:
         """Operands of one scale."""
         scales = [scale_of(self.rewriter.type(c.value)) for c in operands]
-        if all(s == scales[0] for s in scales):
+        if all(s == scales[0] for s in scales) and (scales[0].size == 1 or not self.summed(node)):
             return operands
         if self.step_.join == "rescale":
             return self.rescale(node, operands)
-        return self.widen(node, operands, scales)
+        met = self.widen(node, operands)
+        if met is None and self.context.data is None:
+            raise self.apart(node, operands)
+        return self.rescale(node, operands) if met is None else met
 
-    def widen(self, node: Node, operands: list[_Carried], scales: list[Scale]) -> list[_Carried]:
-        """Every operand times integers, to a scale fine enough that the smallest inexact factor has 12 bits."""
-        channels = max(s.size for s in scales)
-        rows = [s.known * (channels // s.size) for s in scales]
-        target = []
-        for column in zip(*rows, strict=True):
-            finest = min(column)
-            extra = 0
-            while any((r := s / finest * 2**extra).denominator > 1 and r < 2**12 for s in column):
-                extra += 1
-            target.append(float(finest / 2**extra))
+    def reach(self, names: Sequence[str]) -> float:
+        """The largest magnitude of old values on the calibration data.
+
+        Raises:
+            SpirError[data]: there is none.
+        """
+        found, module, data = self.reached, self.rewriter.module, self.context.data
+        wanted = set(names) - found.keys()
+        if wanted and data is None:
+            what = f"{self.step_.name}{{join=rescale}} needs calibration data"
+            raise error("data", what, fix="compile(..., data=images)")
+        if wanted and data is not None:
+            joins = (n for n in module.nodes if isinstance(n.op, (Add, Concat)))
+            wanted |= {o for n in joins if self.step_.join == "rescale" for o in n.operands}
+            for values in self.context.evaluate(module, data, "|".join(sorted(wanted))):
+                for name in wanted & values.keys():
+                    found[name] = max(found.get(name, 0.0), float(np.abs(values[name]).max()))
+        return max(found[name] for name in names)
+
+    def widen(self, node: Node, operands: list[_Carried]) -> list[_Carried] | None:
+        """Every operand times integers, to a scale fine enough that the smallest inexact factor has 12 bits.
+
+        None where a factor is wider than ``width``.
+        """
+        scales = [scale_of(self.rewriter.type(c.value)) for c in operands]
+        channels = 1 if isinstance(node.op, Concat) or self.summed(node) else max(s.size for s in scales)
+        rows = [s.known * max(1, channels // s.size) for s in scales]
+        columns = zip(*rows, strict=True) if channels > 1 else [tuple(v for row in rows for v in row)]
+        target = [_fine(column) for column in columns]
         met = []
         for operand, row in zip(operands, rows, strict=True):
-            factors = [round(s / Fraction(t)) for s, t in zip(row, target, strict=True)]
-            if all(f == 1 and s == Fraction(t) for f, s, t in zip(factors, row, target, strict=True)):
+            steps = [Fraction(t) for t in target] * (len(row) // len(target))
+            factors = [round(s / t) for s, t in zip(row, steps, strict=True)]
+            if max(factors) >= 2**self.step_.width:
+                return None
+            if all(f == 1 and s == t for f, s, t in zip(factors, row, steps, strict=True)):
                 met.append(operand)
                 continue
-            if max(factors) >= 2**self.step_.width:
-                raise error(
-                    "E-RESID-SCALE",
-                    f"%{node.result} joins scales whose ratio needs a multiplier of {max(factors).bit_length()} bits",
-                    from_=str(node.origin),
-                    fix="propagate-scales{join=rescale}, or a larger width",
-                )
             op = Scaling(Array.of(factors), Array.of(target))
             met.append(_Carried(self.auxiliary(op, operand.value, "wide", node.origin), operand.bias))
         return met
 
     def rescale(self, node: Node, operands: list[_Carried]) -> list[_Carried]:
-        """Activations stay, sums become signed codes in power-of-two steps; then the coarser are multiplied."""
+        """Activations stay, sums become signed codes in power-of-two steps; then the coarser are multiplied.
+
+        Raises:
+            SpirError[E-RESID-SCALE]: the activations alone do not meet.
+        """
         types = [self.rewriter.type(c.value) for c in operands]
         codes = [self.is_code(c) for c in operands]
         ranges = [t.encoding for t, code in zip(types, codes, strict=True) if code]
         bits = max((_bits(e) for e in ranges if isinstance(e, Int)), default=8)
         top = 2 ** (bits - 1) - 1
-        step = float(np.float32(max(self.reach[name] for name in node.operands) / top)) or 1.0
+        step = float(np.float32(self.reach(node.operands) / top)) or 1.0
         if any(codes):
             step = float(scale_of(types[codes.index(True)]).floats()[0])
         met = []
@@ -251,46 +297,95 @@ class _Walk:
                 continue
             # a branch that hardly reaches anything: no finer than the multipliers express, nor than the sum can show
             finest = max(step / 2**12, float(max(scale_of(type_).known)) / 2 ** (self.step_.bits - 2))
-            wanted = max(self.reach[name] / top, finest)
+            wanted = max(self.reach([name]) / top, finest)
             own = step * 2.0 ** math.ceil(math.log2(wanted / step))
             fresh = self.rewriter.fresh(f"{operand.value}.code")
             met.append(_Carried(self.requant(node, Quantize(own, -top - 1, top), operand, fresh)))
-        return self.widen(node, met, [scale_of(self.rewriter.type(c.value)) for c in met])
+            self.context.note(f"%{name}: {type_.size} rescaling neurons, so that it meets the others in %{node.result}")
+        joined = self.widen(node, met)
+        if joined is None:
+            raise self.apart(node, met)
+        return joined
+
+    def apart(self, node: Node, operands: list[_Carried]) -> SpirError:
+        """The refusal of branches that do not meet."""
+        scales = " and ".join(str(self.rewriter.type(c.value).encoding) for c in operands)
+        return error(
+            "E-RESID-SCALE",
+            f"%{node.result} joins scales whose ratio needs a multiplier beyond {self.step_.width} bits ({scales})",
+            from_=str(node.origin),
+            fix="propagate-scales{join=rescale} with calibration data, or a larger width"
+            if self.context.data is None
+            else "a larger width, or fewer bits: activations this far apart do not meet in one step",
+        )
 
     def is_code(self, operand: _Carried) -> bool:
         """Whether a value is an activation's code, moved perhaps, and not a sum."""
-        source = self.rewriter.definition(operand.value)
-        while source is not None and isinstance(source.op, LinearMap) and source.op.relabels and operand.bias is None:
-            source = self.rewriter.definition(source.operands[0])
-        return source is not None and isinstance(source.op, (Requant, Quantize))
+        waiting = [operand.value]
+        for value in waiting:
+            source = self.rewriter.definition(value)
+            if source is None or not isinstance(source.op, (Requant, Quantize, LinearMap, MaxPool)):
+                return False
+            if isinstance(source.op, LinearMap) and not source.op.relabels:
+                return False
+            if not isinstance(source.op, (Requant, Quantize)):
+                waiting += source.operands
+        return operand.bias is None
 
     def auxiliary(self, op: Op, operand: str, suffix: str, origin: Origin) -> str:
         """A value that the old module did not have."""
         return self.rewriter.emit(op, operand, name=self.rewriter.fresh(f"{operand}.{suffix}"), origin=origin)
 
+    def steps(self, node: Node, bias: Reals, value: str) -> Array:
+        """A bias ``[C]`` or ``[*shape]`` in whole steps of a value.
+
+        Raises:
+            SpirError[E-VRANGE]: more steps than registers hold.
+        """
+        steps = bias / channelwise(scale_of(self.rewriter.type(value)).floats(), bias.ndim)
+        if np.abs(steps).max() >= 2.0**REGISTER_BITS:
+            raise error(
+                "E-VRANGE",
+                f"the bias of %{node.result} is {np.abs(steps).max():.3g} steps of its sum, and registers have 64 bits",
+                from_=str(node.origin),
+                fix="fewer bits for activations or weights",
+            )
+        return Array.of(np.floor(steps + 0.5).astype(np.int64))
+
+    def readout(self, old: str) -> str:
+        """A carried value as integers that lack nothing."""
+        x, node = self.carried[old], self.rewriter.module.definitions[old]
+        if x.bias is not None:
+            op = Integrate(self.steps(node, per_channel(x.bias), x.value))
+            return self.rewriter.emit(op, x.value, name=old, origin=node.origin)
+        return x.value if self.is_code(x) else self.auxiliary(Integrate(), x.value, "readout", node.origin)
+
+    def real(self, old: str) -> str:
+        """The real number that a carried value stands for, for the host."""
+        if old not in self.carried:
+            return self.rewriter.now(old)
+        known = self.hosted.get(old)
+        if known is None:
+            origin, value = self.rewriter.module.definitions[old].origin, self.readout(old)
+            if self.is_code(_Carried(value)):
+                value = self.auxiliary(Integrate(), value, "readout", origin)
+            known = self.hosted[old] = self.auxiliary(Dequantize(), value, "real", origin)
+        return known
+
     def finish(self) -> Module:
         """The module, with a readout where its output is a sum."""
         old = self.rewriter.module.output
         if old in self.carried:
-            x = self.carried[old]
-            origin = self.rewriter.module.definitions[old].origin
-            if x.bias is not None:
-                lacked = per_channel(x.bias)
-                steps = lacked / channelwise(scale_of(self.rewriter.type(x.value)).floats(), lacked.ndim)
-                if np.abs(steps).max() >= 2.0**REGISTER_BITS:
-                    raise error(
-                        "E-VRANGE",
-                        f"the bias of %{old} is {np.abs(steps).max():.3g} steps of its sum, and registers have 64 bits",
-                        from_=str(origin),
-                        fix="fewer bits for activations or weights",
-                    )
-                bias = Array.of(np.floor(steps + 0.5).astype(np.int64))
-                self.rewriter.emit(Integrate(bias), x.value, name=old, origin=origin)
-            elif self.is_code(x):
-                self.rewriter.replace(old, x.value)
-            else:
-                self.rewriter.replace(old, self.auxiliary(Integrate(), x.value, "readout", origin))
+            self.rewriter.replace(old, self.readout(old))
         return self.rewriter.finish()
+
+
+def _fine(scales: Sequence[Fraction]) -> float:
+    """A step of which every scale is a multiple within 2^-12: the finest scale, divided by a power of two."""
+    finest, extra = min(scales), 0
+    while any((r := s / finest * 2**extra).denominator > 1 and r < 2**12 for s in scales):
+        extra += 1
+    return float(finest / 2**extra)
 
 
 def per_channel(bias: Reals) -> Reals:

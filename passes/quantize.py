@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import attrs
@@ -12,15 +11,19 @@ from numpy.typing import NDArray
 from spir.contracts import Calibrated, Contract
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node
-from spir.ops._linear import LinearMap, WeightedMap, channelwise
+from spir.ops._linear import Relabelling, WeightedMap, channelwise
+from spir.ops.avg_pool import AvgPool
 from spir.ops.clip import Clip
-from spir.ops.conv2d import Conv2d
+from spir.ops.concat import Concat
 from spir.ops.dequantize import Dequantize
-from spir.ops.linear import Linear
+from spir.ops.global_avg_pool import GlobalAvgPool
+from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize as QuantizeOp
 from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
 from spir.options import option
+from spir.passes._gains import folded, shifted, sunk
+from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
 
@@ -29,10 +32,11 @@ from spir.types import Real, Reals
 class Quantize(Pass):
     """clip -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
 
-    Constants per channel on the operand of a weight fold into it. Where another sum over channels reads the result
-    before any activation, the channels share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1,
-    others 0..2^b-1; zero is always code 0. Scales are rounded to float32, so that the product of two is an exact
-    float64.
+    Constants per channel sink through pools, moves and concatenations and fold into the weights that read them. Clips
+    that meet in a concatenation share one step: clip -> scale{g}(dequantize(quantize(scale{1 / g}(x)))), so that each
+    keeps its own range. Where another sum over channels reads a weighted value before any activation, its channels
+    share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is code 0.
+    Scales are rounded to float32, so that the product of two is an exact float64.
     """
 
     name: ClassVar[str] = "quantize"
@@ -61,61 +65,76 @@ class Quantize(Pass):
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """A clip becomes codes, a weight becomes integers."""
         match node.op:
-            case Clip(lo=lo, hi=hi):
-                entering = node.operands[0] == rewriter.module.input.name
-                op = self._quantiser(float(lo.values.min()), float(hi.values.max()), signed=entering)
-                operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
-                rewriter.emit(op, operand, name=code, origin=node.origin)
-                return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
+            case Clip() if isinstance(node.type.encoding, Real):
+                return self._codes(node, rewriter)
             case WeightedMap(weight_scale=None):
-                together = read_by_a_sum(node.result, rewriter.module)
-                weight, operand = fold_factor(node.op.weight.values, rewriter.now(node.operands[0]), rewriter)
-                codes, scale = quantise_weight(weight, self.weights or self.bits, together=together)
-                op_ = attrs.evolve(node.op, weight=Array.of(codes), weight_scale=Array.of(scale))
-                return rewriter.emit(op_, operand, name=node.result, origin=node.origin)
+                return self._weights(node, node.op, rewriter)
+            case Concat() | MaxPool() | AvgPool() | GlobalAvgPool() | Relabelling():
+                return sunk(node, rewriter)
+            case Scaling(factor=factor) if factor.integral:
+                return sunk(node, rewriter)
         return None
 
-    def _quantiser(self, lo: float, hi: float, *, signed: bool) -> QuantizeOp:
-        if signed or lo < 0:
+    def _codes(self, node: Node, rewriter: Rewriter) -> str:
+        """A quantiser, whose step is that of the widest clip it meets in a concatenation."""
+        op, module = self._quantiser(node, rewriter.module), rewriter.module
+        step = max(self._quantiser(module.definitions[name], module).scale for name in meeting(node.result, module))
+        gain = short(op.scale / step)
+        operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
+        if gain == 1:
+            rewriter.emit(op, operand, name=code, origin=node.origin)
+            return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
+        even, unit = rewriter.fresh(f"{node.result}.even"), rewriter.fresh(f"{node.result}.unit")
+        rewriter.emit(Scaling(Array.of([1 / gain])), operand, name=even, origin=node.origin)
+        rewriter.emit(attrs.evolve(op, scale=step), even, name=code, origin=node.origin)
+        rewriter.emit(Dequantize(), code, name=unit, origin=node.origin)
+        return rewriter.emit(Scaling(Array.of([gain])), unit, name=node.result, origin=node.origin)
+
+    def _weights(self, node: Node, op: WeightedMap, rewriter: Rewriter) -> str:
+        """Integer weights, with the gains of their operand in them; what its offset adds follows."""
+        together = read_by_a_sum(node.result, rewriter.module)
+        whole, operand, offset = folded(op, rewriter.now(node.operands[0]), rewriter)
+        codes, scale = quantise_weight(whole.weight.values, self.weights or self.bits, together=together)
+        made = attrs.evolve(whole, weight=Array.of(codes), weight_scale=Array.of(scale))
+        name = node.result if offset is None else rewriter.fresh(f"{node.result}.linear")
+        rewriter.emit(made, operand, name=name, origin=node.origin)
+        return name if offset is None else shifted(name, offset, node.result, node.origin, rewriter)
+
+    def _quantiser(self, node: Node, module: Module) -> QuantizeOp:
+        """The quantiser of a clip: signed for what enters the network and for ranges below 0."""
+        assert isinstance(node.op, Clip)  # the callers asked
+        lo, hi = float(node.op.lo.values.min()), float(node.op.hi.values.max())
+        source = module.definitions.get(node.operands[0])
+        if lo < 0 or source is None or source.op.host:
             top = 2 ** (self.bits - 1) - 1
             return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
         top = 2**self.bits - 1
         return QuantizeOp(short(hi / top), 0, top)
 
 
-def fold_factor(weight: Reals, operand: str, rewriter: Rewriter) -> tuple[Reals, str]:
-    """Float weights times the constants per channel that their operand was multiplied by, and what it was before."""
-    factors, before, source = [], operand, rewriter.definition(operand)
-    while source is not None and isinstance(source.op, Scaling) and source.op.to is None:
-        factors.append(source.op.factor.values)
-        before = source.operands[0]
-        source = rewriter.definition(before)
-    if all(factor.size == 1 for factor in factors):
-        return weight, operand
-    inputs, channels = weight.shape[1], rewriter.type(operand).shape[0]
-    whole = np.broadcast_to(math.prod(factors), (channels,)).reshape(channels // inputs, inputs)
-    each = np.repeat(whole, len(weight) * inputs // channels, axis=0)
-    return weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2)), before
+def meeting(name: str, module: Module) -> set[str]:
+    """The clips whose values meet a clip's in concatenations, itself among them."""
+    down, concats = [name], []
+    for value in down:
+        for reader in module.readers[value]:
+            if isinstance(reader.op, (Concat, MaxPool, Relabelling)) and reader.result not in down:
+                down.append(reader.result)
+                concats += [reader] if isinstance(reader.op, Concat) else []
+    found, up = {name}, [operand for concat in concats for operand in concat.operands]
+    for value in up:
+        source = module.definitions.get(value)
+        if source is None:
+            continue
+        if isinstance(source.op, Clip):
+            found.add(value)
+        elif isinstance(source.op, (Concat, MaxPool, Relabelling, Scaling)):
+            up += source.operands
+    return found
 
 
 def short(scale: float) -> float:
     """The nearest float32, as a float64."""
     return float(np.float32(scale)) or float(np.finfo(np.float32).tiny)
-
-
-def read_by_a_sum(name: str, module: Module) -> bool:
-    """Whether a sum over channels reads a value before any activation, so that its channels must share one scale."""
-    found = [name]
-    for value in found:
-        for reader in module.readers[value]:
-            match reader.op:
-                case Linear():
-                    return True
-                case Conv2d(groups=groups) if groups < module.types[value].shape[0]:
-                    return True
-                case LinearMap() if reader.result not in found:
-                    found.append(reader.result)
-    return False
 
 
 def quantise_weight(weight: Reals, bits: int, *, together: bool = False) -> tuple[NDArray[np.int64], Reals]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import attrs
 from spir import store
 from spir.errors import SpirError, error, located
 from spir.ir import Module
-from spir.pipeline import Entry
+from spir.pipeline import Entry, Stage
 from spir.text import parse, show
 
 FORMAT = "spir-artifact"
 VERSION = 1
 MANIFEST = "manifest.json"
+STAGE = re.compile(r"\d\d+-.+\.(spir|safetensors)")
 FILES = ("module.spir", "weights.safetensors", "journal.json")
 
 
@@ -78,6 +80,33 @@ def write(path: Path, saved: Artifact) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_stages(path: Path, stages: Sequence[Stage]) -> None:
+    """Writes ``00-frontend.spir``, ``01-<pass>.spir`` and so on, each with its arrays in a ``.safetensors`` beside it.
+
+    Stages of an older compilation are removed first.
+
+    Raises:
+        SpirError[artifact]: the folder holds anything else, or there are no stages. SpirError[io]: the disk refuses.
+    """
+    if not stages:
+        raise error("artifact", "there are no stages: a saved network holds its last module only", fix="compile it")
+    if path.is_file():
+        raise error("artifact", f"{path} is a file, and stages go into a folder", fix="choose another name")
+    older = sorted(path.iterdir()) if path.is_dir() else []
+    if foreign := [file.name for file in older if not STAGE.fullmatch(file.name)]:
+        raise error(
+            "artifact",
+            f"{path} holds {', '.join(foreign[:3])}, and stages go into a folder of their own",
+            fix="choose an empty or new folder",
+        )
+    for file in older:
+        file.unlink()
+    for index, stage in enumerate(stages):
+        target = path / f"{index:02d}-{stage.name}.spir"
+        store.write_aside(target.with_suffix(".safetensors"), store.to_bytes(stage.module.arrays()))
+        store.write_aside(target, show(stage.module).encode())
+
+
 def _swap(new: Path, path: Path, backup: Path) -> None:
     if path.exists():
         path.rename(backup)
@@ -130,12 +159,13 @@ def read(path: Path) -> Artifact:
 
 
 def _entry(**given: Any) -> Entry:
-    """A journal entry of the kinds that `write` wrote; else TypeError."""
-    entry = Entry(**given)
-    texts = (entry.step, entry.contract, entry.checked, entry.value)
-    numbers = (entry.seconds, *(n for n in (entry.largest, entry.relative) if n is not None))
+    """A journal entry of the kinds that `write` wrote, with or without mean and notes; else TypeError."""
+    notes = given.pop("notes", [])
+    entry = Entry(**given, notes=tuple(notes))
+    texts = (entry.step, entry.contract, entry.checked, entry.value, *entry.notes)
+    numbers = (entry.seconds, *(n for n in (entry.largest, entry.relative, entry.mean) if n is not None))
     tables = (entry.before, entry.after)
-    for kind, values in ((str, texts), ((int, float), numbers), (dict, tables)):
+    for kind, values in ((str, texts), ((int, float), numbers), (dict, tables), (list, (notes,))):
         if not all(isinstance(value, kind) for value in values):
             raise TypeError(given)
     return entry

@@ -1,4 +1,4 @@
-"""The ``spir`` command: demo, compile, run, opt, list."""
+"""The ``spir`` command: demo, compile, run, opt, diff, check, list."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import spir
-from spir import driver, options, pipeline, store
+from spir import artifact, difference, driver, options, pipeline, store
 from spir.discovery import find, names
 from spir.errors import SpirError, error
 from spir.ir import Module
+from spir.report import measured
 from spir.text import parse, show
 
 KINDS = ("passes", "backends", "frontends", "ops", "recipes")
 EXITS = {"contract": 1, "usage": 2, "io": 4}
 NOT_READ = "an .npz file, with :x or :x,y for the names of its arrays (default x, then y)"
+CHECKED = "off, probes, or data: hold every pass against its contract on probes, or on all of --data, too"
+STORED = "an artifact folder, or a .spir file with its .safetensors beside it"
 
 # How numpy and zipfile say that a file is no npz, is cut off, packed in an unknown way, or encrypted.
 NO_NPZ = (ValueError, EOFError, TypeError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
@@ -103,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help=f"calibration inputs: {NOT_READ}")
     sub.add_argument("--example-shape", help="one sample's shape, such as 3,32,32, where there is no data")
     sub.add_argument("--weights", help="safetensors for a .spir file (default: beside it)")
-    sub.add_argument("--check", default="probes", help="off, or probes: hold every pass against its contract")
+    sub.add_argument("--check", default="probes", help=CHECKED)
+    sub.add_argument("--stages", metavar="DIR", help="a folder for the module after each pass, NN-pass.spir")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("-o", "--output", required=True, help="the artifact folder")
 
@@ -119,9 +123,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--passes", default="", help="pipeline text")
     sub.add_argument("--weights", help="safetensors of its arrays (default: beside it, when it is there)")
     sub.add_argument("--data", help=f"calibration inputs: {NOT_READ}")
+    sub.add_argument("--check", default="probes", help=CHECKED)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--print-after", default="", help="all, or names of passes, separated by commas")
     sub.add_argument("-o", "--output", help="a .spir file; its arrays go beside it")
+
+    sub = command("diff", _diff, "Compares decoded values of two networks, layer by layer; exits with 1 if any differ.")
+    sub.add_argument("reference", metavar="A", help=f"what counts as right, the finer network: {STORED}")
+    sub.add_argument("candidate", metavar="B", help="what is judged, likewise")
+    sub.add_argument("--data", required=True, help=f"inputs: {NOT_READ}")
+    sub.add_argument("--backend", help="runs B, such as 'hw' (default: the reference interpreter)")
+
+    sub = command("check", _check, "Runs the conformance suite on a backend; exits with 1 if any case fails.")
+    sub.add_argument("backend", metavar="BACKEND", help="such as serial, or 'hw{collapse=off}'")
+    sub.add_argument("--examples", type=int, default=40, help="how many random modules")
 
     sub = command("list", _list, "Lists passes, backends, frontends, ops or recipes with their options.")
     sub.add_argument("kind", choices=KINDS)
@@ -160,11 +175,19 @@ def _compile(arguments: argparse.Namespace) -> Result:
             seed=arguments.seed,
             progress=progress,
         )
+        if arguments.stages:
+            compiled.save_stages(arguments.stages)
         compiled.save(arguments.output)
+    lines = []
+    for entry in compiled.journal:
+        lines.append(f"{entry.step}: {measured(entry)}; {entry.seconds:.2f} s")
+        lines += [f"    {line}" for note in entry.notes for line in note.splitlines()]
     journal = [attrs.asdict(entry) for entry in compiled.journal]
-    lines = [f"{e.step}: {e.contract}; {e.checked}; {e.seconds:.2f} s" for e in compiled.journal]
-    text = "\n".join([*lines, f"wrote {arguments.output}"])
-    return Result(text, {"schema": "spir-compile/1", "artifact": arguments.output, "journal": journal})
+    data_ = {"schema": "spir-compile/1", "artifact": arguments.output, "journal": journal}
+    if arguments.stages:
+        data_["stages"] = arguments.stages
+        lines.append(f"wrote {arguments.stages}: {len(compiled.stages)} stages")
+    return Result("\n".join([*lines, f"wrote {arguments.output}"]), data_)
 
 
 def _run(arguments: argparse.Namespace) -> Result:
@@ -208,9 +231,14 @@ def _opt(arguments: argparse.Namespace) -> Result:
         if name != "all" and name not in {s.name for s in steps}:
             raise error("usage", f"--print-after {name}: no such pass runs", fix="all, or a pass of --passes")
     with _progress() as progress:
-        outcome = driver.opt(module, steps, data=data, seed=arguments.seed, progress=progress)
-    shown = [s for s in outcome.stages if "all" in asked or s.name in asked]
-    parts = [f"// after {s.name}\n{show(s.module)}" for s in shown]
+        outcome = driver.opt(module, steps, data=data, check=arguments.check, seed=arguments.seed, progress=progress)
+    ran = zip(outcome.stages, outcome.journal, strict=True)
+    told = [(s, e.notes) for s, e in ran if "all" in asked or s.name in asked]
+    shown = [s for s, _ in told]
+    parts = [
+        "\n".join([f"// after {s.name}", *(f"//   {line}" for n in notes for line in n.splitlines()), show(s.module)])
+        for s, notes in told
+    ]
     if not shown or shown[-1].module != outcome.module:
         parts.append(show(outcome.module))
     if arguments.output:
@@ -223,6 +251,41 @@ def _opt(arguments: argparse.Namespace) -> Result:
     journal = [attrs.asdict(entry) for entry in outcome.journal]
     data_ = {"schema": "spir-opt/1", "module": show(outcome.module), "stages": stages, "journal": journal}
     return Result("\n".join(parts).rstrip(), data_)
+
+
+def _diff(arguments: argparse.Namespace) -> Result:
+    x, _ = _data(arguments.data)
+    reference, candidate = _stored(Path(arguments.reference)), _stored(Path(arguments.candidate))
+    driver.check_floats(x, reference, "the data")
+    executable = driver.backend_of(arguments.backend).prepare(candidate) if arguments.backend else None
+    with _progress() as progress:
+        progress("compare")
+        found = difference.compare(
+            reference,
+            candidate,
+            x,
+            executable=executable,
+            progress=lambda done: progress(f"compare: {done} of {len(x)} samples"),
+        )
+    data = {**found.json(), "reference": arguments.reference, "candidate": arguments.candidate}
+    text = f"{arguments.candidate} against {arguments.reference}\n{found}"
+    return Result(text, data, int(found.differs))
+
+
+def _stored(path: Path) -> Module:
+    return _module(path, None) if path.suffix == ".spir" and not path.is_dir() else artifact.read(path).module
+
+
+def _check(arguments: argparse.Namespace) -> Result:
+    try:
+        from spir import conformance  # hypothesis comes with an extra
+    except ModuleNotFoundError as cause:
+        raise error("usage", f"spir check needs {cause.name}", fix="pip install 'spir[conformance]'") from None
+    if arguments.examples < 1:
+        raise error("usage", f"--examples {arguments.examples} is no number of modules", fix="1 or more")
+    with _progress() as progress:
+        report = conformance.check(arguments.backend, examples=arguments.examples, progress=progress)
+    return Result(str(report), report.json(), int(not report.passed))
 
 
 def _list(arguments: argparse.Namespace) -> Result:

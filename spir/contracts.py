@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 import numpy as np
@@ -43,12 +43,16 @@ Contract = Exact | Bounded | Calibrated
 
 @attrs.frozen
 class Change:
-    """How one value differs before and after a pass: largest and mean absolute difference, largest magnitude before."""
+    """How one value differs before and after a pass: largest and mean absolute difference, largest magnitude before.
+
+    ``elements`` says how many numbers were compared.
+    """
 
     value: str
     largest: float
     mean: float
     magnitude: float
+    elements: int = 1
 
     @property
     def relative(self) -> float:
@@ -57,6 +61,19 @@ class Change:
             return 0.0
         ratio = self.largest / self.magnitude if self.magnitude else math.inf
         return math.inf if math.isnan(ratio) else ratio
+
+    def __add__(self, other: Change) -> Change:
+        """The change over the numbers of both."""
+        elements = self.elements + other.elements
+        return Change(
+            self.value,
+            float(np.maximum(self.largest, other.largest)),  # unlike max, it hands NaN on
+            self.mean + (other.mean - self.mean) * (other.elements / elements)
+            if math.isfinite(self.mean + other.mean)
+            else math.inf,
+            float(np.maximum(self.magnitude, other.magnitude)),
+            elements,
+        )
 
 
 def changes(before: Mapping[str, Reals], after: Mapping[str, Reals]) -> Iterator[Change]:
@@ -69,24 +86,31 @@ def change(name: str, before: Reals, after: Reals) -> Change:
     """The change of one value; another shape is an infinite one."""
     magnitude = float(np.abs(before).max())
     if before.shape != after.shape:
-        return Change(name, math.inf, math.inf, magnitude)
+        return Change(name, math.inf, math.inf, magnitude, before.size)
     difference = np.abs(before - after)
-    return Change(name, float(difference.max()), float(difference.mean()), magnitude)
+    return Change(name, float(difference.max()), float(difference.mean()), magnitude, before.size)
 
 
-def check(contract: Contract, step: str, found: list[Change], probes: int) -> Change | None:
-    """The worst change, after holding it against the promise.
+def worst(found: Iterable[Change]) -> Change | None:
+    """The largest relative change."""
+    return max(found, key=lambda change: (change.relative, change.value), default=None)
+
+
+def check(contract: Contract, step: str, found: Iterable[Change], checked: str) -> Change | None:
+    """The worst change, after holding it against the promise; ``checked`` says on what.
 
     Raises:
-        SpirError[contract]: the pass changed more than it promised.
+        SpirError[contract]: the pass changed more than it promised, or lost a value's shape or numbers.
     """
-    worst = max(found, key=lambda change: (change.relative, change.value), default=None)
+    measured = list(found)
+    lost = (change for change in measured if not math.isfinite(change.largest))
     limit = 0.0 if isinstance(contract, Exact) else contract.relative if isinstance(contract, Bounded) else None
-    if worst is not None and limit is not None and worst.relative > limit:
+    most = next(lost, worst(measured))
+    if most is not None and (not math.isfinite(most.largest) or (limit is not None and most.relative > limit)):
         raise error(
             "contract",
-            f"{step} promises {contract}, and %{worst.value} changed by {worst.largest:g} of {worst.magnitude:g}",
-            checked=f"{probes} probes",
+            f"{step} promises {contract}, and %{most.value} changed by {most.largest:g} of {most.magnitude:g}",
+            checked=checked,
             fix="this is a bug of the pass: the reproducer shows it",
         )
-    return worst
+    return most

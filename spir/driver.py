@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spir import artifact, pipeline, report
 from spir.backend import Backend, Executable
+from spir.batches import WORD
 from spir.discovery import find, names
 from spir.errors import Diagnostic, SpirWarning, error, located
 from spir.ir import Module, kept
@@ -24,7 +25,7 @@ from spir.types import Real, Reals, Stored, Tensor
 from spir.verify import verify
 
 CHUNK_BYTES = 256 * 2**20
-CHECKS = ("off", "probes")
+CHECKS = ("off", "probes", "data")
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -71,17 +72,24 @@ class Trace:
 
 @attrs.frozen(eq=False)
 class Context:
-    """What passes see: calibration data, the seed, and a fast way to run modules."""
+    """What passes see: calibration data, the seed, a fast way to run modules, and a place for notes."""
 
     data: NDArray[Any] | None
     seed: int
+    notes: list[str] = attrs.field(factory=list, init=False)
 
-    def evaluate(self, module: Module, x: NDArray[Any], keep: str = "*") -> Iterator[Mapping[str, Reals]]:
-        """Decoded values of the names that match ``keep``, batch by batch."""
+    def note(self, text: str) -> None:
+        """Adds a line to the notes of the pass that runs."""
+        self.notes.append(text)
+
+    def evaluate(
+        self, module: Module, x: NDArray[Any], keep: str = "*", *, batch: int | None = None
+    ) -> Iterator[Mapping[str, Reals]]:
+        """Decoded values of the names that match ``keep``, ``batch`` samples at a time, else as memory permits."""
         executable = backend_of("serial").prepare(module)
-        for start, stop in _chunks(len(x), executable.bytes_per_sample):
+        for start, stop in _chunks(len(x), batch or _at_once(executable, module, keep)):
             stored = executable.run(x[start:stop], keep)
-            yield {name: module.types[name].decode(values) for name, values in stored.items()}
+            yield {name: module.types[name].decode(stored.pop(name)) for name in list(stored)}
 
 
 @attrs.frozen(eq=False)
@@ -156,6 +164,14 @@ class Compiled:
         backend = f"{self.backend.name}{spelled(self.backend)}"
         artifact.write(Path(path), artifact.Artifact(self.module, self.journal, backend, dict(self.source)))
 
+    def save_stages(self, path: str | Path) -> None:
+        """Writes every stage as ``NN-pass.spir`` with its arrays beside it; stages of an older compilation go away.
+
+        Raises:
+            SpirError[artifact]: a folder that holds anything else. SpirError[io]: the disk refuses.
+        """
+        artifact.write_stages(Path(path), self.stages)
+
     @property
     def _axis(self) -> int:
         """The batch axis of the input: trains have their frames before it."""
@@ -173,11 +189,11 @@ class Compiled:
                 f"the network takes [N, {', '.join(map(str, shape))}], and the input is {list(batch.shape)}",
                 fix="add the batch axis" if batch.shape == shape else "give a batch of that shape",
             )
-        _floats(batch, self.module, "the input")
+        check_floats(batch, self.module, "the input")
         return batch
 
     def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
-        for start, stop in _chunks(batch.shape[self._axis], self.executable.bytes_per_sample):
+        for start, stop in _chunks(batch.shape[self._axis], _at_once(self.executable, self.module, keep)):
             stored = self.executable.run(batch[:, start:stop] if self._axis else batch[start:stop], keep)
             yield {name: Trace(self.module.types[name], values) for name, values in stored.items()}
 
@@ -206,7 +222,8 @@ def compile(  # noqa: A001 - the word of the field
         example: one batch that fixes the input shape; the first of ``data`` by default.
         backend: text such as ``"hw{collapse=off}"``.
         frontend: the frontend's name, or ``auto``.
-        check: ``probes`` holds every pass against its contract on probes; ``off`` does not.
+        check: ``probes`` holds every pass against its contract on probes; ``data`` does so on all of ``data``, too;
+            ``off`` does not.
         seed: of everything random.
         train: kept for passes that train.
         validation: kept for passes that train.
@@ -222,8 +239,7 @@ def compile(  # noqa: A001 - the word of the field
             "compile needs passes: what to convert to, and how",
             fix=f"a recipe: {', '.join(f'@{n}' for n in names('recipes'))}; or passes: {', '.join(names('passes'))}",
         )
-    if check not in CHECKS:
-        raise error("usage", f"check = {check!r} is unknown", fix=f"one of: {', '.join(CHECKS)}")
+    _check_level(check, data)
     _check_seed(seed)
     if not all(given is None for given in (train, validation, loss)):
         raise error("usage", "train, validation and loss go with passes that train, and none here does")
@@ -238,7 +254,7 @@ def compile(  # noqa: A001 - the word of the field
             "data", f"every number of the calibration data is {inputs.flat[0]}: it says nothing of ranges"
         )
         warnings.warn(SpirWarning(finding.note("fix", "calibrate on real samples")), stacklevel=2)
-    outcome = pipeline.run(module, steps, Context(inputs, seed), checked=check == "probes", progress=progress)
+    outcome = _run(module, steps, inputs, seed, check, progress)
     progress(f"prepare {runner.name}")
     source = {
         "passes": pipeline.spell(steps, every=True),
@@ -266,6 +282,7 @@ def opt(
     passes: str | Iterable[str | Pass],
     *,
     data: Any = None,
+    check: str = "probes",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> pipeline.Outcome:
@@ -274,10 +291,23 @@ def opt(
     Raises:
         SpirError: as `compile`.
     """
+    _check_level(check, data)
     _check_seed(seed)
     inputs = None if data is None else gather(data)
     _fits(inputs, module)
-    return pipeline.run(verify(module), pipeline.resolve(passes), Context(inputs, seed), progress=progress)
+    return _run(verify(module), pipeline.resolve(passes), inputs, seed, check, progress)
+
+
+def _run(
+    module: Module,
+    steps: tuple[Pass, ...],
+    inputs: NDArray[Any] | None,
+    seed: int,
+    check: str,
+    progress: Callable[[str], None],
+) -> pipeline.Outcome:
+    context = Context(inputs, seed)
+    return pipeline.run(module, steps, context, checked=check != "off", data=check == "data", progress=progress)
 
 
 def backend_of(text: str) -> Backend:
@@ -353,13 +383,24 @@ def _module(model: Any, example: NDArray[Any] | None, frontend: str) -> Module:
     )
 
 
+def _check_level(check: str, data: Any) -> None:
+    if check not in CHECKS:
+        raise error("usage", f"check = {check!r} is unknown", fix=f"one of: {', '.join(CHECKS)}")
+    if check == "data" and data is None:
+        raise error("data", "check = 'data' needs calibration data", fix="give data=, or check='probes'")
+
+
 def _check_seed(seed: int) -> None:
     if type(seed) is not int or seed < 0:
         raise error("usage", f"seed = {seed!r} is no seed", fix="a whole number, 0 or more")
 
 
-def _floats(batch: NDArray[Any], module: Module, what: str) -> None:
-    """Refuses bytes for a network of reals: raw images, whose accuracy would be that of chance."""
+def check_floats(batch: NDArray[Any], module: Module, what: str) -> None:
+    """Refuses bytes for a network of reals: raw images, whose accuracy would be that of chance.
+
+    Raises:
+        SpirError[data]
+    """
     if isinstance(module.input.type.encoding, Real) and batch.dtype == np.uint8:
         raise error(
             "data",
@@ -370,7 +411,7 @@ def _floats(batch: NDArray[Any], module: Module, what: str) -> None:
 
 def _fits(inputs: NDArray[Any] | None, module: Module) -> None:
     if inputs is not None:
-        _floats(inputs, module, "the calibration data")
+        check_floats(inputs, module, "the calibration data")
     if inputs is not None and inputs.shape[1:] != module.input.type.shape:
         raise error(
             "data",
@@ -403,6 +444,11 @@ def _digest(x: NDArray[Any]) -> str:
     return hashlib.blake2b(head + np.ascontiguousarray(x).tobytes(), digest_size=8).hexdigest()
 
 
-def _chunks(count: int, bytes_per_sample: int) -> Iterator[tuple[int, int]]:
-    size = max(1, CHUNK_BYTES // max(1, bytes_per_sample))
+def _at_once(executable: Executable, module: Module, keep: str) -> int:
+    """Samples that memory takes, with what is kept of them."""
+    shown = sum(WORD * t.size * t.steps for name, t in module.types.items() if kept(name, keep))
+    return max(1, CHUNK_BYTES // max(1, executable.bytes_per_sample + shown))
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, count)) for start in range(0, count, size))

@@ -79,6 +79,7 @@ def compare(
             b = _integers(candidate.types, found, name)
             for index, count in enumerate((a.size, int((a != b).sum()), int((a != 0).sum()))):
                 totals[name][index] += count
+        del wanted, found  # before the next batch makes its own
         progress(min(start + batch, len(x)))
     return tuple(Agreement(name, *counts) for name, counts in totals.items())
 

@@ -20,16 +20,16 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 import lark
 
-from spir import interpreter, probes
-from spir.contracts import Calibrated, Change, change, changes, check
+from spir import probes
+from spir.contracts import Calibrated, Change, check, worst
 from spir.discovery import find
 from spir.errors import SpirError, error, located
 from spir.ir import Module
+from spir.measure import Memory, on_data, on_probes
 from spir.options import Scalar, build, spelled
 from spir.rewriting import Context, Pass
 from spir.store import to_bytes, write_aside
 from spir.text import caret, parse_with, show
-from spir.types import Reals
 from spir.verify import verify
 
 _DIGITS = 100
@@ -148,7 +148,10 @@ def spell(passes: Iterable[Pass], *, every: bool = False) -> str:
 
 @attrs.frozen
 class Entry:
-    """One line of the journal: what ran, what it promised, what was measured, on what."""
+    """One line of the journal: what ran, what it promised, what was measured, on what, and what the pass noted.
+
+    ``value`` changed most, by ``largest`` and on average ``mean``; ``relative`` is ``largest`` over its magnitude.
+    """
 
     step: str
     contract: str
@@ -159,6 +162,8 @@ class Entry:
     before: Mapping[str, int]
     after: Mapping[str, int]
     seconds: float
+    mean: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -184,25 +189,36 @@ def run(
     context: Context,
     *,
     checked: bool = True,
+    data: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Runs passes in order; verifies after each, and checks its contract on probes.
+    """Runs passes in order; verifies after each, and holds it against its contract.
+
+    Args:
+        module: what enters the first pass.
+        passes: what to run.
+        context: what passes see; its notes go into the journal.
+        checked: contracts are checked on probes.
+        data: contracts are checked on all of the context's data, too.
+        progress: called with the name of each pass as it starts, and with the samples done.
 
     Raises:
         SpirError: a pass or its contract fails; the note ``reproducer`` names the files that show it again.
     """
     journal: list[Entry] = []
     stages: list[Stage] = []
-    memory: dict[tuple[int, tuple[float, ...]], dict[str, Reals]] = {}
+    memory = Memory()
     for index, step in enumerate(passes):
         progress(step.name)
         _covers(step, module)
-        start = time.perf_counter()
+        start, noted = time.perf_counter(), len(context.notes)
         try:
             after = verify(step.run(module, context))
-            worst, label = _check(step, module, after, context, memory) if checked else (None, "not checked")
+            most, label = None, "not checked"
+            if checked:
+                most, label = _check(step, module, after, context, memory, data=data, progress=progress)
         except SpirError as refusal:
-            path = _reproducer(module, passes[index:], context.seed)
+            path = _reproducer(module, passes[index:], context.seed, data=data)
             raise refusal.note("pass", spell([step])).note("reproducer", path) from refusal.__cause__
         seconds = time.perf_counter() - start
         journal.append(
@@ -210,12 +226,14 @@ def run(
                 step=spell([step], every=True),
                 contract=str(step.contract()),
                 checked=label,
-                largest=worst.largest if worst else None,
-                relative=worst.relative if worst and math.isfinite(worst.relative) else None,
-                value=worst.value if worst else "",
+                largest=most.largest if most else None,
+                relative=most.relative if most and math.isfinite(most.relative) else None,
+                value=most.value if most else "",
                 before=_census(module),
                 after=_census(after),
                 seconds=seconds,
+                mean=most.mean if most else None,
+                notes=tuple(context.notes[noted:]),
             )
         )
         stages.append(Stage(step.name, after))
@@ -243,30 +261,35 @@ def _check(
     before: Module,
     after: Module,
     context: Context,
-    memory: dict[tuple[int, tuple[float, ...]], dict[str, Reals]],
+    memory: Memory,
+    *,
+    data: bool,
+    progress: Callable[[str], None],
 ) -> tuple[Change | None, str]:
+    """The worst change, and on what it was looked for: probes, and all of the data where that is asked for."""
+    contract = step.contract()
     scales = tuple(dict.fromkeys(probes.input_scales(before) + probes.input_scales(after)))
     made = probes.make(before, context.data, scales, context.seed)
-    sides = []
-    for module in (before, after):
-        key = (id(module), scales)
-        if key not in memory:
-            memory.clear()  # only what the pass before left is asked for again
-            memory[key] = interpreter.decoded(module, interpreter.run(module, made.x, "*"))
-        sides.append(memory[key])
-    contract, label = step.contract(), str(made)
-    if isinstance(contract, Calibrated) and (samples := dict(made.kinds).get("calibration")):
-        # what leaves the calibrated range on purpose says nothing about the calibration
-        label = f"{samples} calibration samples"
-        sides = [{name: values[-samples:] for name, values in side.items()} for side in sides]
-    found = [*changes(*sides), change(before.output, sides[0][before.output], sides[1][after.output])]
-    return check(contract, step.name, found, len(made)), label
+    samples = dict(made.kinds).get("calibration", 0) if isinstance(contract, Calibrated) else 0
+    # what leaves the calibrated range on purpose says nothing about the calibration
+    first, label = (len(made) - samples, f"{samples} calibration samples") if samples else (0, str(made))
+    found = on_probes(before, after, made, scales=scales, first=first, memory=memory)
+    most = check(contract, step.name, found, label)
+    if not data or context.data is None:
+        return most, label
+    count = f"{len(context.data)} calibration samples"
+    whole = on_data(before, after, context.data, context, lambda done: progress(f"{step.name}: {done} of {count}"))
+    overall = check(contract, step.name, whole, count)
+    if samples:  # they are among the data
+        return overall, count
+    return worst(c for c in (most, overall) if c is not None), f"{label} and {count}"
 
 
-def _reproducer(module: Module, rest: tuple[Pass, ...], seed: int) -> str:
+def _reproducer(module: Module, rest: tuple[Pass, ...], seed: int, *, data: bool) -> str:
     """The module before the failing pass and the pipeline from there on, as files for ``spir opt``."""
     seeded = f" --seed {seed}" if seed else ""
-    text = f"// spir opt THIS --passes {shlex.quote(spell(rest, every=True))}{seeded}\n{show(module)}"
+    same = " --check data --data THE_SAME" if data else ""
+    text = f"// spir opt THIS --passes {shlex.quote(spell(rest, every=True))}{seeded}{same}\n{show(module)}"
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     owner = os.getuid() if hasattr(os, "getuid") else 0
     path = Path(tempfile.gettempdir()) / f"spir-{owner}" / f"reproducer-{digest}.spir"

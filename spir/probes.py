@@ -76,10 +76,10 @@ def _discrete(type_: Tensor, data: NDArray[Any] | None, rng: np.random.Generator
     }
     values = np.stack([np.asarray(probe) for probes in found.values() for probe in probes])
     kinds = tuple((kind, len(probes)) for kind, probes in found.items() if probes)
-    return Probes(values if type_.train is None else _frames(type_.train, values), kinds)
+    return Probes(values if type_.train is None else framed(type_.train, values), kinds)
 
 
-def _frames(train: Train, values: NDArray[Any]) -> NDArray[np.int64]:
+def framed(train: Train, values: NDArray[Any]) -> NDArray[np.int64]:
     """Frames ``[T, *]`` that decode to ``values`` where the frame range permits; those of a direct code are equal."""
     if train.code == "direct":
         return np.stack([np.sign(values) * (np.abs(values) // train.steps)] * train.steps)

@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
 from spir.pipeline import Entry
-from spir.types import Real, Spikes, Stored
+from spir.ranges import analyse
+from spir.schedule import Delay, schedule
+from spir.types import Interval, Real, Spikes, Stored
 
 SCHEMA = "spir-report/1"
 
 
 @attrs.frozen
 class Layer:
-    """One train: neurons, spikes and synaptic operations a sample, and the share of frames that spike."""
+    """One train: neurons, spikes and synaptic operations a sample, the share of frames that spike, and registers.
+
+    ``sum_bits`` hold every weight sum of one frame and ``state_bits`` every state of the accumulator, by proved ranges;
+    0 where a train is made of integers.
+    """
 
     value: str
     op: str
@@ -30,6 +36,8 @@ class Layer:
     negative: float
     rate: float
     synaptic_operations: float
+    sum_bits: int
+    state_bits: int
 
 
 @attrs.frozen
@@ -37,7 +45,7 @@ class Report:
     """Measured on ``samples`` inputs; one JSON schema, see `json`.
 
     A synaptic operation is one spike arriving over one synapse; trains that quantisers emit are the input layer and are
-    listed apart.
+    listed apart. The latency, in windows and steps, and the skip paths that must wait are those of `spir.schedule`.
     """
 
     backend: str
@@ -45,6 +53,10 @@ class Report:
     layers: tuple[Layer, ...]
     coverage: Mapping[str, int]
     reals: tuple[str, ...]
+    host: tuple[str, ...]
+    windows: int
+    latency: int
+    delays: tuple[Delay, ...]
     journal: tuple[Entry, ...]
     source: Mapping[str, str]
 
@@ -58,6 +70,11 @@ class Report:
         """Synaptic operations a sample, input included."""
         return sum(layer.synaptic_operations for layer in self.layers)
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Trains without a single spike."""
+        return tuple(layer.value for layer in self.layers if not layer.spikes)
+
     def json(self) -> dict[str, Any]:
         """Plain data of schema ``spir-report/1``."""
         return {
@@ -68,17 +85,16 @@ class Report:
         }
 
     def __str__(self) -> str:
-        head = f"{'value':<28}{'op':<14}{'neurons':>9}{'frames':>7}{'spikes':>12}{'rate':>8}{'syn. ops':>14}"
+        head = (
+            f"{'value':<28}{'op':<14}{'neurons':>9}{'frames':>7}{'spikes':>12}{'rate':>8}{'syn. ops':>14}"
+            f"{'sum bits':>10}{'state bits':>12}"
+        )
         rows = [
             f"{layer.value:<28}{layer.op:<14}{layer.neurons:>9}{layer.steps:>7}{layer.spikes:>12.1f}{layer.rate:>8.3f}"
-            f"{layer.synaptic_operations:>14.0f}"
+            f"{layer.synaptic_operations:>14.0f}{layer.sum_bits or '-':>10}{layer.state_bits or '-':>12}"
             for layer in self.layers
         ]
-        passes = [
-            f"  {e.step}\n      {e.contract}; "
-            + (e.checked if e.largest is None else f"checked on {e.checked}: {_change(e)}")
-            for e in self.journal
-        ]
+        passes = [line for e in self.journal for line in (f"  {e.step}", f"      {measured(e)}", *_indented(e.notes))]
         return "\n".join(
             [
                 f"backend {self.backend}, {self.samples} samples; figures a sample",
@@ -86,7 +102,9 @@ class Report:
                 *rows,
                 f"{'total':<28}{'':<14}{'':>9}{'':>7}{self.spikes:>12.1f}{'':>8}{self.synaptic_operations:>14.0f}",
                 "coverage: " + ", ".join(f"{count} {kind}" for kind, count in self.coverage.items()),
-                f"real values: {', '.join(self.reals) or 'none'}",
+                f"real values: {', '.join(self.reals) or 'none'}; for the host: {', '.join(self.host) or 'none'}",
+                f"silent on these samples: {', '.join(self.silent) or 'none'}",
+                f"latency (a reconstruction): {self.windows} windows, {self.latency} steps{_waiting(self.delays)}",
                 "passes:",
                 *passes,
                 "made from: " + "; ".join(f"{k} {v}" for k, v in self.source.items() if k != "passes"),
@@ -94,11 +112,37 @@ class Report:
         )
 
 
+def measured(entry: Entry) -> str:
+    """What a pass promised, on what that was checked, and what changed most."""
+    if entry.largest is None:
+        return f"{entry.contract}; {entry.checked}"
+    return f"{entry.contract}; checked on {entry.checked}: {_change(entry)}"
+
+
+def _waiting(delays: tuple[Delay, ...]) -> str:
+    """The skip paths that wait, the longest by name."""
+    if not delays:
+        return ""
+    last = max(delays, key=lambda delay: delay.steps)
+    return f"; {len(delays)} skip paths wait, %{last.operand} longest: {last.steps} steps, for %{last.result}"
+
+
+def _bits(interval: Interval) -> int:
+    """Bits of a two's complement register that holds a range."""
+    lo, hi = interval.hull
+    return max(hi.bit_length(), (-lo - 1).bit_length() if lo < 0 else 0) + 1
+
+
 def _change(entry: Entry) -> str:
     if not entry.largest:
         return "nothing changed"
     share = "where it was 0" if entry.relative is None else f"{entry.relative:.3g} of its range"
-    return f"%{entry.value} changed most, by {entry.largest:.3g}, {share}"
+    mean = "" if entry.mean is None else f", {entry.mean:.3g} on average"
+    return f"%{entry.value} changed most, by {entry.largest:.3g}, {share}{mean}"
+
+
+def _indented(notes: tuple[str, ...]) -> list[str]:
+    return [f"      {line}" for note in notes for line in note.splitlines()]
 
 
 def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
@@ -125,6 +169,7 @@ class Counter:
         sources = (n for n in module.nodes if not isinstance(n.op, LinearMap))
         self._nodes = [n for n in sources if isinstance(n.type.encoding, Spikes)]
         self._paths = synapses(module)
+        self._ranges = analyse(module)
         self._spikes = {n.result: np.zeros(n.type.shape, dtype=np.int64) for n in self._nodes}
         self._negative = dict.fromkeys(self._spikes, 0)
 
@@ -147,11 +192,26 @@ class Counter:
             kind = type(type_.encoding).__name__.lower()
             kinds[kind] = kinds.get(kind, 0) + 1
         reals = tuple(n for n, t in self._module.types.items() if isinstance(t.encoding, Real))
-        return Report(backend, samples, layers, dict(sorted(kinds.items())), reals, journal, source)
+        host = tuple(n.result for n in self._module.nodes if n.op.host)
+        times = schedule(self._module)
+        coverage = dict(sorted(kinds.items()))
+        waiting = (times.windows, times.latency, times.delays)
+        return Report(backend, samples, layers, coverage, reals, host, *waiting, journal, source)
+
+    def _accumulated(self, node: Node) -> str | None:
+        """The current behind a train, or None where the train was made of integers that no current led to."""
+        while self._module.types[node.operands[0]].train is None:
+            before = self._module.definitions.get(node.operands[0])
+            if before is None:
+                return None
+            node = before
+        return node.operands[0]
 
     def _layer(self, node: Node, samples: int) -> Layer:
         spikes = self._spikes[node.result]
         operations = int((spikes * self._paths[node.result]).sum())
+        current = self._accumulated(node)
+        state = None if current is None else self._ranges[current]
         return Layer(
             value=node.result,
             op=str(node.op.name),
@@ -162,4 +222,6 @@ class Counter:
             negative=self._negative[node.result] / samples,
             rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
             synaptic_operations=operations / samples,
+            sum_bits=_bits(state.frame) if state else 0,
+            state_bits=_bits(state.value | state.prefix) if state else 0,
         )

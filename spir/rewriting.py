@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -26,8 +26,20 @@ class Context(Protocol):
     def seed(self) -> int:
         """The seed of everything random."""
 
-    def evaluate(self, module: Module, x: NDArray[Any], keep: str = "*") -> Iterator[Mapping[str, Reals]]:
-        """Runs a module fast and yields decoded values of the names that match ``keep``, batch by batch."""
+    @property
+    def notes(self) -> Sequence[str]:
+        """What `note` was told, in order."""
+
+    def note(self, text: str) -> None:
+        """Says what a pass cost or found, such as ``%pool1: 6 neurons an output``; the journal keeps it."""
+
+    def evaluate(
+        self, module: Module, x: NDArray[Any], keep: str = "*", *, batch: int | None = None
+    ) -> Iterator[Mapping[str, Reals]]:
+        """Runs a module fast and yields decoded values of the names that match ``keep``, batch by batch.
+
+        ``batch`` samples at a time, else as many as memory takes.
+        """
 
 
 @attrs.frozen

@@ -189,9 +189,7 @@ def check_steps(steps: int, code: str) -> None:
     if steps < 1:
         raise error("type", f"a train has one or more frames, not {steps}")
     if code == "bits" and steps > REGISTER_BITS:
-        raise error(
-            "type", f"{steps} frames of code bits, and registers have {REGISTER_BITS + 1} bits", fix="fewer bits"
-        )
+        raise error("type", f"a train of {steps} bits, and registers hold {REGISTER_BITS} and a sign", fix="fewer bits")
     if steps > LONGEST:
         raise error("type", f"{steps} frames are more than {LONGEST}")
 

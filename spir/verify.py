@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Module, Node, infer
 from spir.text import show_node
-from spir.types import Tensor
+from spir.types import Real, Tensor
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
@@ -29,10 +30,36 @@ def verify(module: Module) -> Module:
         except SpirError as refusal:
             refusals.append(refusal.note("op", show_node(node)).note("from", str(node.origin)))
         types[node.result] = node.type
+    refusals += _hosted(module)
     if module.output not in types:
         refusals.append(error("module", f"the output %{module.output} is not defined"))
     raise_all(refusals)
     return module
+
+
+def _hosted(module: Module) -> Iterator[SpirError]:
+    """Refuses ops of the host that stand between quantised values."""
+    discrete: set[str] = set()
+    behind: dict[str, Node] = {}
+    if not isinstance(module.input.type.encoding, Real):
+        discrete.add(module.input.name)
+    for node in module.nodes:
+        depends = not discrete.isdisjoint(node.operands)
+        hosts = [behind[o] for o in node.operands if o in behind] or ([node] if node.op.host and depends else [])
+        if depends or not isinstance(node.type.encoding, Real):
+            discrete.add(node.result)
+        if not hosts:
+            continue
+        if isinstance(node.type.encoding, Real):
+            behind[node.result] = hosts[0]
+        else:
+            yield error(
+                "module",
+                f"%{hosts[0].result} = {hosts[0].op.name} is for the host, and %{node.result} makes integers of it",
+                op=show_node(hosts[0]),
+                from_=str(hosts[0].origin),
+                fix="leave it before the first quantiser, or behind the readout",
+            )
 
 
 def check(node: Node, types: dict[str, Tensor]) -> None:

@@ -1,21 +1,27 @@
-"""Random float networks as modules of reals, with calibration data, and the inputs that conversions break on.
+"""Hypothesis strategies: typed modules with inputs, float networks with calibration data, pipelines, ops and options.
 
-The list of moves is drawn by hypothesis, so it shrinks; numbers and geometry come from one seed, because drawing each
-by itself is slow. A move that does not fit leaves the network as it is.
+What they give prints as the text of a module with its inputs. The list of moves is drawn by hypothesis, so it shrinks;
+numbers and geometry come from seeds, because drawing each by itself is slow. A move that does not fit leaves the module
+as it is.
 """
 
 from __future__ import annotations
 
 import random
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
-from hypothesis import settings
+from hypothesis import reject, settings
 from hypothesis import strategies as st
 
-from spir import interpreter, probes
+from spir import driver, interpreter, options, probes
+from spir.conformance.examples import Example, probing_input, stored_input
+from spir.conformance.growth import Dice, grown, moves, starts
+from spir.discovery import find, names
+from spir.errors import SpirError
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
@@ -32,6 +38,7 @@ from spir.types import Real, Reals, Tensor
 from spir.verify import verify
 
 SAMPLES = 6
+LARGEST = 1e6
 DATA = (
     "normal",
     "normal",
@@ -49,7 +56,9 @@ DATA = (
 
 def bounded(examples: int) -> settings:
     """So many examples by default, ten times as many when the profile searches."""
-    return settings(max_examples=examples * settings.default.max_examples // 100)
+    usual = settings.default
+    assert usual is not None  # hypothesis says so before it is set up
+    return settings(max_examples=examples * usual.max_examples // 100)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -255,7 +264,7 @@ class Builder:
         self.add(Add(), self.last, *more)
 
     def double(self) -> None:
-        """y + y."""
+        """The last value twice."""
         self.add(Add(), self.last, self.last)
 
     def scale(self) -> None:
@@ -350,3 +359,108 @@ def networks(draw: st.DrawFn, most: int = 6) -> Network:
     if draw(st.booleans()):
         builder.linear()
     return Network(builder.module(), builder.calibration())
+
+
+# typed modules
+
+
+@st.composite
+def modules(draw: st.DrawFn, most: int = 12) -> Module:
+    """A typed module of reals, integers, trains and currents; every installed op takes part."""
+    start = draw(st.sampled_from(starts()))
+    steps = st.tuples(st.sampled_from(moves()), st.integers(0, 2**10))
+    return grown(start, draw(st.lists(steps, min_size=1, max_size=most)))
+
+
+@st.composite
+def examples(draw: st.DrawFn, most: int = 12) -> Example:
+    """A typed module with inputs on its range ends, ties, thresholds and zero."""
+    module = finite(draw(modules(most)))
+    return Example(module, probing_input(module, draw(st.integers(0, 3))))
+
+
+def finite(module: Module) -> Module:
+    """The module up to the first real value that grows beyond use, such as a square of a square."""
+    x = stored_input(module.input.type, np.random.default_rng(0))
+    with np.errstate(all="ignore"):
+        for count, (name, values) in enumerate(interpreter.walk(module, x)):
+            if not np.abs(values).max(initial=0) < LARGEST and isinstance(module.types[name].encoding, Real):
+                last = [module.input.name, *(n.result for n in module.nodes)][count - 1]
+                return attrs.evolve(module, nodes=module.nodes[: count - 1], output=last)
+    return module
+
+
+@st.composite
+def ops(draw: st.DrawFn, operand: Tensor) -> Op:
+    """An op with options that fit a first operand."""
+    name = draw(st.sampled_from(names("ops")))
+    found = list(Dice(random.Random(draw(st.integers(0, 2**16)))).ops(name, operand))
+    return draw(st.sampled_from(found))
+
+
+@st.composite
+def converted(draw: st.DrawFn, recipe: str) -> Example:
+    """What a recipe makes of a float network, with inputs in and out of the calibrated range."""
+    network = draw(networks())
+    try:
+        outcome = driver.opt(network.module, f"@{recipe}", data=network.data)
+    except SpirError as refusal:
+        if not refusal.code.startswith("E-"):
+            raise
+        reject()  # a network that the method does not convert, such as one that no integers of 64 bits hold
+    return Example(outcome.module, network.inputs(*(stage.module for stage in outcome.stages)))
+
+
+# options and pipelines
+
+
+@st.composite
+def settings_of(draw: st.DrawFn, owner: type) -> dict[str, options.Scalar]:
+    """Options of a pass, backend or recipe that it accepts; those at their default are mostly left out."""
+    given: dict[str, options.Scalar] = {}
+    for name, field in options.fields(owner).items():
+        if draw(st.booleans()) and (values := _values(owner, name, field)) is not None:
+            given[name] = draw(values)
+    try:
+        options.build(owner, given)
+    except SpirError:  # options that exclude each other
+        return {}
+    return given
+
+
+def _values(owner: type, name: str, field: attrs.Attribute[Any]) -> st.SearchStrategy[options.Scalar] | None:
+    meta, hint = field.metadata, typing.get_type_hints(owner)[name]
+    kinds = typing.get_args(hint) or (hint,)
+    low, high = meta["ge"], meta["le"]
+    if meta["one_of"]:
+        return st.sampled_from(meta["one_of"])
+    if name == "layers":
+        return st.sampled_from(["*", "layer3.*", "relu|fc", "net.conv2d*"])
+    if bool in kinds:
+        return st.booleans()
+    if int in kinds:
+        return st.integers(None if low is None else int(low), None if high is None else int(high))
+    if float in kinds:
+        return st.floats(low, high, allow_nan=False, allow_infinity=False)
+    return None  # words that the option alone understands
+
+
+@st.composite
+def pipelines(draw: st.DrawFn, most: int = 5) -> str:
+    """Pipeline text that parses: passes and recipes with options, in any order."""
+    known = [(name, find("passes", name)) for name in names("passes")]
+    known += [(f"@{name}", find("recipes", name)) for name in names("recipes")]
+    parts = []
+    for name, owner in draw(st.lists(st.sampled_from(known), max_size=most)):
+        given = draw(settings_of(owner))
+        shown = ", ".join(f"{label}={options.spell(value)}" for label, value in given.items())
+        parts.append(f"{name}{{{shown}}}" if shown else name)
+    return draw(st.sampled_from([", ", ",\n  "])).join(parts)
+
+
+@st.composite
+def backends(draw: st.DrawFn, name: str) -> str:
+    """A backend with options, as text."""
+    given = draw(settings_of(find("backends", name)))
+    shown = ", ".join(f"{label}={options.spell(value)}" for label, value in given.items())
+    return f"{name}{{{shown}}}" if shown else name

@@ -173,7 +173,8 @@ class WeightedMap(LinearMap):
             raise error(
                 "E-SCALE",
                 f"a sum over channels of unequal scales {incoming}",
-                fix="fold the channel scales into the float weights before quantize",
+                fix="use one constant for all channels; constants per channel fold into weights behind pools, concat "
+                "and moves that keep channels apart",
             )
         return incoming * self.weight_steps
 
@@ -247,7 +248,7 @@ class Relabelling(LinearMap):
                 raise error(
                     "E-SCALE",
                     f"channel {channel} of the result mixes channels of unequal scales {scale}",
-                    fix="fold the channel scales into the float weights before quantize",
+                    fix="use one constant for all channels that mix, or move elements before they are multiplied",
                 )
             found.append(scales.pop() if scales else known[0])
         return Scale.of(found)
@@ -256,8 +257,9 @@ class Relabelling(LinearMap):
         """The hull of the channels that meet in a channel, and 0 where zeros join them."""
         (x,) = intervals
         found = self.sources(shapes[0])
-        if len(x.lo) == 1:
-            return x.with_zero() if any(-1 in sources for sources in found) else x
+        if len(x.lo) == 1 and not any(-1 in sources for sources in found):
+            return x
+        x = x.broadcast(shapes[0][0])
         ends = [[(int(x.lo[c]), int(x.hi[c])) if c >= 0 else (0, 0) for c in sources] for sources in found]
         return Interval.of((min(lo for lo, _ in e) for e in ends), (max(hi for _, hi in e) for e in ends))
 
@@ -285,6 +287,15 @@ def _relabelled(trains: Sequence[Train], steps: int, lo: int, hi: int, scale: Sc
         return None
     low, high = Spikes.limits(steps, trains[0].code, signed=lo < 0)
     return Spikes(steps, trains[0].code, lo, hi, scale) if low <= lo and hi <= high else None
+
+
+def surrounded(x: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> NDArray[Any]:
+    """Zeros (before, after) along the last dimensions, of the very type of the elements, Python ints included."""
+    lead = x.ndim - len(pairs)
+    padded = np.zeros((*x.shape[:lead], *(d + sum(p) for d, p in zip(x.shape[lead:], pairs, strict=True))), x.dtype)
+    inside: list[Any] = [slice(b, b + d) for d, (b, _) in zip(x.shape[lead:], pairs, strict=True)]
+    padded[(..., *inside)] = x
+    return padded
 
 
 def reached(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> NDArray[np.bool_]:

@@ -35,8 +35,9 @@ class Neuron(Op):
     A subclass gives ``fire`` (the steps a backend takes), ``derive`` (which requant becomes this neuron) and ``fuse``.
     """
 
-    spikes: ClassVar[bool] = True
     code: ClassVar[str]
+    two_phase: ClassVar[bool] = True
+    """Whether its first spike waits for the last frame it reads; an on-line neuron spikes in the same window."""
 
     @property
     def triple(self) -> Triple | None:

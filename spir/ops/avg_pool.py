@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import LinearMap, reached
+from spir.ops._linear import LinearMap, reached, surrounded
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, same_scale
 
 
@@ -61,7 +61,7 @@ class AvgPool(LinearMap):
         (x0,) = x
         _, height, width = self.shape(x0.shape[1:])
         top, bottom, left, right = self.padding
-        padded = np.pad(x0, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        padded = surrounded(x0, ((top, bottom), (left, right)))
         total = np.zeros((*x0.shape[:2], height, width), dtype=x0.dtype)
         for u in range(self.kernel[0]):
             for v in range(self.kernel[1]):

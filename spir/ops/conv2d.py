@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._linear import WeightedMap, channelwise, reached, split_by_sign, weighted, widest
+from spir.ops._linear import WeightedMap, channelwise, reached, split_by_sign, surrounded, weighted, widest
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
 
 
@@ -94,7 +94,7 @@ class Conv2d(WeightedMap):
         outputs, inputs, kh, kw = weight.shape
         _, height, width = self.shape(x0.shape[1:])
         top, bottom, left, right = self.padding
-        padded = np.pad(x0, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        padded = surrounded(x0, ((top, bottom), (left, right)))
         grouped = padded.reshape(len(x0), self.groups, inputs, *padded.shape[2:])
         split = weight.reshape(self.groups, outputs // self.groups, inputs, kh, kw)
         result = np.zeros((len(x0), self.groups, outputs // self.groups, height * width), dtype=x0.dtype)

@@ -37,7 +37,13 @@ class ConvTranspose2d(Op):
     def shape(self, shape: Shape) -> Shape:
         """``[I, H, W]`` to ``[O, H', W']``."""
         weight = self.weight.values
-        if len(shape) != 3 or weight.ndim != 4 or weight.shape[0] != shape[0] or shape[0] % self.groups:
+        if (
+            len(shape) != 3
+            or weight.ndim != 4
+            or weight.shape[0] != shape[0]
+            or self.groups < 1
+            or shape[0] % self.groups
+        ):
             raise error("type", f"weights {list(weight.shape)} in {self.groups} groups do not act on {list(shape)}")
         spread = [(n - 1) * s for n, s in zip(shape[1:], self.stride, strict=True)]
         kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:], strict=True)]

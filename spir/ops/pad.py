@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import Relabelling
+from spir.ops._linear import Relabelling, surrounded
 from spir.types import Current, Int, Real, Scale, Shape, Spikes, Tensor
 
 
@@ -39,7 +39,7 @@ class Pad(Relabelling):
 
     def apply(self, *x: NDArray[Any], real: bool) -> NDArray[Any]:
         """Zeros, or the edge, around."""
-        return np.pad(x[0], ((0, 0), *self.pairs), mode="edge" if self.edge else "constant")
+        return np.pad(x[0], ((0, 0), *self.pairs), mode="edge") if self.edge else surrounded(x[0], self.pairs)
 
     def adjoint(self, y: NDArray[Any], *shapes: Shape) -> tuple[NDArray[Any], ...]:
         """What lies inside the padding; at the edge also what was repeated."""

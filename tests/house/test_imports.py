@@ -21,7 +21,10 @@ LANGUAGE = ("spir.discovery", *GRAMMAR, *OPS, *NEURONS)
 BOUNDS = (*LANGUAGE, "spir.text", "spir.ranges", "spir.schedule", "spir.verify")
 MEANING = (*BOUNDS, "spir.interpreter")
 REWRITING = (*MEANING, "spir.probes", "spir.contracts", "spir.store", "spir.rewriting")
-RESULTS = (*REWRITING, "spir.pipeline", "spir.backend", "spir.equality", "spir.report", "spir.artifact", "spir.recipes")
+RESULTS = (
+    *(*REWRITING, "spir.batches", "spir.measure", "spir.pipeline", "spir.backend", "spir.equality", "spir.difference"),
+    *("spir.report", "spir.artifact", "spir.recipes"),
+)
 
 # Row -> the rows it may import, all of them above it. A row holds the module of that name, or what lies below the
 # package of that name; one that ends in _ holds every module whose name begins so. The longest row wins. Siblings
@@ -41,13 +44,15 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.schedule": (*LANGUAGE, "spir.text", "spir.ranges"),
     "spir.verify": (*LANGUAGE, "spir.text", "spir.ranges", "spir.schedule"),
     "spir.interpreter": BOUNDS,
+    "spir.batches": ("spir.errors", "spir.discovery", "spir.types", "spir.ir"),
     "spir.store": ("spir.errors", "spir.discovery", "spir.types", "spir.ir"),
     "spir.probes": MEANING,
     "spir.contracts": (*MEANING, "spir.probes"),
     "spir.rewriting": (*MEANING, "spir.probes", "spir.contracts"),
     "spir.passes._": REWRITING,
     "spir.passes": (*REWRITING, "spir.passes._"),
-    "spir.pipeline": REWRITING,
+    "spir.measure": (*REWRITING, "spir.batches"),
+    "spir.pipeline": (*REWRITING, "spir.measure"),
     "spir.backend": BOUNDS,
     "spir.backends._": (*BOUNDS, "spir.backend"),
     "spir.backends.torch_ops": (*BOUNDS, "spir.backend"),
@@ -59,6 +64,7 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.report": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.artifact": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.equality": (*MEANING, "spir.backend"),
+    "spir.difference": (*MEANING, "spir.probes", "spir.batches", "spir.backend"),
     "spir.driver": RESULTS,
     "spir": (*RESULTS, "spir.driver"),
     "spir.demo": (*RESULTS, "spir.driver", "spir"),

@@ -72,8 +72,14 @@ class Context:
 
     data: Any
     seed: int
+    notes: list[str] = attrs.field(factory=list, init=False)
 
-    def evaluate(self, module: Module, x: Any, keep: str = "*") -> Iterator[Mapping[str, Reals]]:
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def evaluate(
+        self, module: Module, x: Any, keep: str = "*", *, batch: int | None = None
+    ) -> Iterator[Mapping[str, Reals]]:
         yield interpreter.decoded(module, interpreter.run(module, x, keep))
 
 

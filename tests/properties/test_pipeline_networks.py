@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from spir import driver, interpreter, pipeline
+from spir.conformance.strategies import Network, bounded, networks
 from spir.equality import compare, shared
 from spir.errors import SpirError
 from spir.ir import Module
@@ -18,7 +19,6 @@ from spir.ops._neuron import Neuron
 from spir.ops.encode import Encode
 from spir.text import parse
 from spir.types import Real, Stored, scale_of
-from tests.properties.strategies import Network, bounded, networks
 
 BACKENDS = ("serial", "hw{collapse=off}", "hw{collapse=auto}")
 REFUSALS = ("E-RESID-SCALE", "E-MULT-RANGE", "E-VRANGE", "E-SCALE")  # a network that no integers of 64 bits hold

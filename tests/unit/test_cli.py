@@ -111,7 +111,7 @@ def test_compile_takes_a_function_a_class_or_a_model_and_writes_an_artifact(here
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "wrote out"
     assert any(
-        line.startswith('quantize{layers="*", bits=4, weights=none}: calibrated; 4 calibration samples')
+        line.startswith('quantize{layers="*", bits=4, weights=none}: calibrated; checked on 4 calibration samples: %')
         for line in out.splitlines()
     )
     assert driver.load(here / "out").backend.name == "hw"
@@ -185,6 +185,106 @@ def test_opt_writes_text_and_arrays_that_read_back(here, call):
     arrays = here / "deep" / "out.safetensors"
     read = parse((here / "deep" / "out.spir").read_text(), store.from_bytes(arrays.read_bytes(), arrays))
     assert read == driver.opt(module, "calibrate-range, quantize", data=X).module
+
+
+class Telling(Pass):
+    name = "telling"
+
+    def contract(self):
+        return Exact()
+
+    def run(self, module, context):
+        context.note("%pool: 6 neurons an output\n4 windows")
+        return module
+
+
+def test_notes_are_shown_and_what_opt_prints_parses(here, saved, call, monkeypatch):
+    monkeypatch.setattr("spir.pipeline.find", lambda *_: Telling)
+    arguments = ("opt", "net/module.spir", "--passes", "telling")
+    code, out, _ = call(*arguments, "--print-after", "telling")
+    lines = out.splitlines()
+    assert (code, lines[:3]) == (0, ["// after telling", "//   %pool: 6 neurons an output", "//   4 windows"])
+    module = driver.load(saved).module
+    assert parse(out, module.arrays()) == module
+    (entry,) = json.loads(call(*arguments, "--json")[1])["journal"]
+    assert entry["notes"] == ["%pool: 6 neurons an output\n4 windows"]
+    out = call("compile", "net/module.spir", "--passes", "telling", "-o", "out")[1]
+    at = out.splitlines().index("    %pool: 6 neurons an output")
+    assert out.splitlines()[at + 1] == "    4 windows"
+    report = str(driver.load("out").report(X)).splitlines()
+    at = next(i for i, line in enumerate(report) if line.startswith("  telling"))
+    assert report[at + 2 : at + 4] == ["      %pool: 6 neurons an output", "      4 windows"]
+
+
+def test_opt_and_compile_check_on_data(here, call):
+    arguments = ("--passes", "canonicalize, fold-bn", "--data", "d.npz", "--check", "data")
+    code, out, _ = call("compile", "models_here:small", *arguments, "-o", "out", "--stages", "stages")
+    assert code == 0
+    assert "4 calibration) and 6 calibration samples: nothing changed; " in out.splitlines()[0]
+    assert out.splitlines()[-2:] == ["wrote stages: 3 stages", "wrote out"]
+    read = json.loads(call("opt", "stages/00-frontend.spir", *arguments, "--json")[1])
+    assert all(e["checked"].endswith(" and 6 calibration samples") for e in read["journal"])
+    assert "mean" in read["journal"][0]
+    without = ("opt", "stages/00-frontend.spir", "--passes", "fold-bn", "--check", "data")
+    assert "fix: give data=, or check='probes'" in fails(call, 3, *without)
+
+
+# --- diff ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stages(here, capsys) -> Path:
+    arguments = ("--passes", "@stem{bits=4}", "--data", "d.npz", "-o", "net", "--stages", "stages")
+    assert cli.main(["compile", "models_here:small", *arguments]) == 0
+    capsys.readouterr()
+    return here / "stages"
+
+
+@pytest.mark.parametrize("backend", [(), ("--backend", "hw")])
+def test_diff_of_networks_that_agree_exits_with_0(stages, call, backend):
+    code, out, err = call("diff", "stages/05-propagate-scales.spir", "net", "--data", "d.npz:x", *backend)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "net against stages/05-propagate-scales.spir"
+    assert out.splitlines()[-1] == "nothing differs"
+
+
+def test_diff_shows_every_shared_layer_and_exits_with_1(stages, call):
+    arguments = ("diff", "stages/02-fold-bn.spir", "net", "--data", "d.npz")
+    code, out, _ = call(*arguments)
+    assert code == 1
+    assert "first to differ: %" in out.splitlines()[-1]
+    code, out, _ = call(*arguments, "--json")
+    read = json.loads(out)
+    assert (code, read["schema"], read["samples"], read["differs"]) == (1, "spir-diff/1", 6, True)
+    assert (read["reference"], read["candidate"]) == ("stages/02-fold-bn.spir", "net")
+    relu, fc = read["layers"][0], read["layers"][-1]
+    assert (relu["upstream"], relu["elements"]) == (0, 48)
+    assert fc["upstream"] > 0
+    assert read["first"] == relu["value"]
+
+
+def test_diff_of_two_compilations(here, saved, call):
+    arguments = ("--passes", "@stem{bits=6}", "--data", "d.npz", "-o", "six")
+    assert call("compile", "models_here:small", *arguments)[0] == 0
+    assert call("diff", "six", "net", "--data", "d.npz")[0] == 1
+    assert call("diff", "six", "six", "--data", "d.npz")[0] == 0
+
+
+def test_mistakes_of_diff_are_refused_with_the_way_out(here, saved, call):
+    shutil.copy(Path("net") / "module.spir", "bare.spir")
+    np.savez(here / "bytes.npz", x=np.zeros((2, 1, 4, 4), dtype=np.uint8))
+    for arguments, code, message in (
+        (("net", "nowhere", "--data", "d.npz"), 4, "nowhere is not there"),
+        (("net", "nowhere.spir", "--data", "d.npz"), 4, "nowhere.spir cannot be read"),
+        (("net", "models_here.py", "--data", "d.npz"), 3, "models_here.py is no artifact"),
+        (("net", "bare.spir", "--data", "d.npz"), 3, "error[weights]"),
+        (("net", "net", "--data", "d.npz:y"), 3, "the network takes [N, 1, 4, 4], and the data is [6]"),
+        (("net", "net", "--data", "bytes.npz"), 3, "the data holds bytes"),
+        (("net", "net", "--data", "d.npz", "--backend", "hv"), 3, "there is no backend 'hv'"),
+    ):
+        err = fails(call, code, "diff", *arguments)
+        assert message in err, arguments
+        assert "fix: " in err
 
 
 @pytest.mark.parametrize("kind", cli.KINDS)

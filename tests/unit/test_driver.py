@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spir
-from spir import driver, interpreter
+from spir import driver, interpreter, store
 from spir.backends.serial import Serial
+from spir.discovery import names
 from spir.errors import SpirError
 from spir.ir import Module
 from spir.pipeline import parse as passes_of
@@ -72,14 +73,13 @@ def refused(*args, **kwargs) -> str:
 def test_without_passes_the_recipes_are_listed(model):
     assert refused(model, data=X) == (
         "error[usage]: compile needs passes: what to convert to, and how\n"
-        "        fix: a recipe: @stem; or passes: calibrate-range, canonicalize, derive-thresholds, fold-bn, "
-        "fuse-neuron, propagate-scales, quantize"
+        f"        fix: a recipe: @stem; or passes: {', '.join(names('passes'))}"
     )
 
 
 ARGUMENTS = [
-    ({"check": "probe"}, "error[usage]: check = 'probe' is unknown\n        fix: one of: off, probes"),
-    ({"check": None}, "error[usage]: check = None is unknown\n        fix: one of: off, probes"),
+    ({"check": "probe"}, "error[usage]: check = 'probe' is unknown\n        fix: one of: off, probes, data"),
+    ({"check": None}, "error[usage]: check = None is unknown\n        fix: one of: off, probes, data"),
     (
         {"train": X},
         "error[usage]: train, validation and loss go with passes that train, and none here does",
@@ -147,6 +147,38 @@ def test_a_module_compiles_as_it_is(any_snn):
     again = spir.compile(any_snn.stages[0].module, RECIPE, data=X)
     assert isinstance(again.stages[0].module, Module)
     assert again.module == any_snn.module
+
+
+def test_a_check_on_data_needs_data(model, any_snn):
+    text = "error[data]: check = 'data' needs calibration data\n        fix: give data=, or check='probes'"
+    assert refused(model, "fold-bn", example=X, check="data") == text
+    with pytest.raises(SpirError) as caught:
+        driver.opt(any_snn.stages[0].module, "fold-bn", check="data")
+    assert str(caught.value) == text
+
+
+def test_a_check_on_data_makes_the_same_network_and_says_so_in_journal_and_report(model, any_snn):
+    made = spir.compile(model, RECIPE, data=X, check="data")
+    assert made.module == any_snn.module
+    assert made.source["check"] == "data"
+    for entry, before in zip(made.journal, any_snn.journal, strict=True):
+        assert entry.checked.endswith("9 calibration samples")
+        assert entry.largest >= (0 if entry.contract == "calibrated" else before.largest * (1 - 1e-9))
+        assert entry.mean <= entry.largest
+    exact = [e for e in made.journal if e.contract == "exact"]
+    assert len(exact) >= 3
+    assert not any(e.largest for e in exact)
+    shown = made.report(X)
+    assert f"and 9 calibration samples: %{made.journal[1].value} changed most, by " in str(shown)
+    assert shown.json()["journal"][3]["mean"] == made.journal[3].mean > 0
+
+
+def test_evaluate_yields_batches_of_the_size_that_is_asked_for(any_snn):
+    context = driver.Context(X, 0)
+    found = list(context.evaluate(any_snn.module, X, "", batch=4))
+    assert [len(part[any_snn.module.output]) for part in found] == [4, 4, 1]
+    (whole,) = context.evaluate(any_snn.module, X, "")
+    np.testing.assert_array_equal(np.concatenate([p[any_snn.module.output] for p in found]), whole["fc"])
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -435,6 +467,29 @@ def test_every_module_on_the_way_is_there_by_name(any_snn):
         "fuse-neuron",
     ]
     assert any_snn.stages[-1].module is any_snn.module
+
+
+def test_stages_are_written_in_order_and_read_back(any_snn, tmp_path):
+    folder = tmp_path / "deep" / "stages"
+    any_snn.save_stages(folder)
+    (folder / "99-older.spir").write_text("")
+    any_snn.save_stages(str(folder))
+    texts = sorted(folder.glob("*.spir"))
+    assert [path.name for path in texts] == [f"{i:02d}-{s.name}.spir" for i, s in enumerate(any_snn.stages)]
+    for path, stage in zip(texts, any_snn.stages, strict=True):
+        weights = path.with_suffix(".safetensors")
+        assert spir.parse(path.read_text(), store.from_bytes(weights.read_bytes(), weights)) == stage.module
+
+
+def test_stages_go_into_a_folder_of_their_own(any_snn, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SpirError, match=r"(?s)holds notes.txt, and stages .*fix: choose an empty or new folder"):
+        any_snn.save_stages(tmp_path)
+    with pytest.raises(SpirError, match=r"(?s)is a file, and stages .*fix: choose another name"):
+        any_snn.save_stages(tmp_path / "notes.txt")
+    with pytest.raises(SpirError, match=r"(?s)there are no stages.*fix: compile it"):
+        attrs.evolve(any_snn, stages=()).save_stages(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_progress_names_each_step_as_it_starts(model):

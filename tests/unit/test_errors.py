@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+
 import pytest
 
 from spir.errors import CODES, Diagnostic, Note, SpirError, SpirWarning, error, located, raise_all, unknown
@@ -94,3 +97,19 @@ def test_a_code_that_nobody_listed_is_refused():
     with pytest.raises(ValueError, match="E-NOTHING"):
         error("E-NOTHING", "m")
     assert all(meaning for meaning in CODES.values())
+
+
+RAISED = re.compile(r'(?:error|Diagnostic)\(\s*"([\w-]+)"|code(?:: str)? ?= ?"([\w-]+)"')
+
+
+def test_every_code_that_is_listed_is_raised_somewhere_and_no_other(repository):
+    folders = (repository / name for name in ("spir", "passes", "backends", "frontends"))
+    texts = (path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    found = {one or other for text in texts for one, other in RAISED.findall(text)}
+    assert found - {"bits"} == set(CODES)  # that is the code of a train
+
+
+def test_an_error_is_what_pickling_and_chaining_keep():
+    refusal = error("E-VRANGE", "the sum needs 65 bits", fix="fewer bits", from_="conv1 (Conv2d)")
+    again = pickle.loads(pickle.dumps(refusal))
+    assert (str(again), again.code, again.diagnostics) == (str(refusal), "E-VRANGE", refusal.diagnostics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 
 import pytest
 import torch
@@ -33,45 +34,44 @@ def line(function, text) -> int:
 class Unready(nn.Module):
     def __init__(self):
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GELU(), nn.MaxPool2d(2))
-        self.fc = nn.Linear(36, 10)
+        self.features = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GELU(), nn.MaxPool2d(2, return_indices=True))
+        self.up = nn.ConvTranspose2d(4, 4, 2)
+        self.fc = nn.Linear(64, 10)
 
     def forward(self, x):
-        x = self.features(x)
-        x = F.silu(x) + 0.5
-        x = torch.cat([x, x], 1)[:, :4]
+        x, _ = self.features(x)
+        x = F.silu(x) + x.mean((2, 3), keepdim=True)
         gate = x.sigmoid()
         x = x * gate
+        x = self.up(x)
         return torch.softmax(self.fc(x.flatten(1)), 1)
 
 
 def test_everything_that_does_not_convert_stands_in_one_error():
-    at = {text: line(Unready.forward, text) for text in ("features", "silu", "cat", "gate =", "* gate", "softmax")}
+    texts = ("features", "silu", "gate =", "* gate", "self.up")
+    at = {text: line(Unready.forward, text) for text in texts}
     assert str(refusal(Unready())) == (
         "error[unsupported]: torch.nn.GELU has no conversion\n"
         f"       from: features.1 (GELU, {HERE} line {at['features']})\n"
         "        fix: use ReLU and train the network again\n"
-        "error[unsupported]: torch.nn.MaxPool2d has no conversion\n"
+        "error[unsupported]: torch.nn.MaxPool2d with return_indices=True has no conversion\n"
         f"       from: features.2 (MaxPool2d, {HERE} line {at['features']})\n"
-        "        fix: max-pool is not converted yet: replace it by average pooling\n"
+        "        fix: leave the indices out: what reads them does not convert\n"
         "error[unsupported]: torch.nn.functional.silu has no conversion\n"
         f"       from: silu (silu, {HERE} line {at['silu']})\n"
         "        fix: use ReLU and train the network again\n"
-        "error[unsupported]: the operator + of a constant has no conversion\n"
+        "error[unsupported]: the operator + of samples of shapes [4, 3, 3] and [4, 1, 1] has no conversion\n"
         f"       from: add (add, {HERE} line {at['silu']})\n"
-        "        fix: fold it into the bias of the layer before\n"
-        "error[unsupported]: torch.cat has no conversion\n"
-        f"       from: cat (cat, {HERE} line {at['cat']})\n"
-        "        fix: add the branches instead of joining their channels\n"
+        "        fix: bring both operands to one shape: nothing is broadcast\n"
         "error[unsupported]: Tensor.sigmoid has no conversion\n"
         f"       from: sigmoid (sigmoid, {HERE} line {at['gate =']})\n"
         "        fix: leave it out of the network and apply it to the logits; the class does not change\n"
         "error[unsupported]: the operator * of two activations has no conversion\n"
         f"       from: mul (mul, {HERE} line {at['* gate']})\n"
         "        fix: multiply by constants only: gates do not convert\n"
-        "error[unsupported]: torch.softmax has no conversion\n"
-        f"       from: softmax (softmax, {HERE} line {at['softmax']})\n"
-        "        fix: leave it out of the network and apply it to the logits; the class does not change"
+        "error[unsupported]: torch.nn.ConvTranspose2d has no conversion\n"
+        f"       from: up (ConvTranspose2d, {HERE} line {at['self.up']})\n"
+        "        fix: use nearest upsampling and a convolution"
     )
 
 
@@ -174,6 +174,14 @@ MIXES = {
     "batch slice": lambda x: x[1:],
     "batch transposed": lambda x: x.reshape(4, -1),
     "squeeze": lambda x: x.mean((2, 3), keepdim=True).squeeze(),
+    "permute": lambda x: x.permute(1, 0, 2, 3),
+    "transpose": lambda x: x.transpose(0, 1),
+    "cat": lambda x: torch.cat([x, x]),
+    "stack": lambda x: torch.stack([x, x]),
+    "chunk": lambda x: x.chunk(2)[0],
+    "maximum of all": lambda x: x.max(),
+    "new axis": lambda x: x[None],
+    "logit": lambda x: x.mean((1, 2, 3)),
 }
 
 
@@ -205,85 +213,172 @@ PARTIAL = {
         "torch.nn.functional.batch_norm by the statistics of the batch",
         "training=self.training",
     ),
-    "count_include_pad": (
-        lambda s, x: s.a(x),
-        {"a": nn.AvgPool2d(3, padding=1, count_include_pad=False)},
-        "torch.nn.AvgPool2d with padding and count_include_pad=False",
-        "count_include_pad=True",
-    ),
-    "divisor_override": (
-        lambda x: F.avg_pool2d(x, 2, divisor_override=3),
-        {},
-        "torch.nn.functional.avg_pool2d with divisor_override=3",
-        "multiply by a constant",
-    ),
-    "ceil_mode": (
-        lambda x: F.avg_pool2d(x, 3, ceil_mode=True),
-        {},
-        "with ceil_mode=True and windows",
-        "ceil_mode=False",
-    ),
     "adaptive windows": (
         lambda x: F.adaptive_avg_pool2d(x, 3),
         {},
         "torch.nn.functional.adaptive_avg_pool2d from 8x8 to 3x3, with windows of unequal size, has no conversion",
         "divides the image",
     ),
+    "adaptive maxima": (
+        lambda s, x: s.a(x),
+        {"a": nn.AdaptiveMaxPool2d((8, 5))},
+        "torch.nn.AdaptiveMaxPool2d from 8x8 to 8x5, with windows of unequal size",
+        "divides the image",
+    ),
+    "indices": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+        {},
+        "max_pool2d_with_indices with return_indices=True",
+        "indices",
+    ),
+    "adaptive indices": (
+        lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[0],
+        {},
+        "adaptive_max_pool2d_with_indices with return_indices=True",
+        "indices",
+    ),
+    "pool of an image without channels": (
+        lambda x: F.max_pool2d(x[:, 0], 2),
+        {},
+        "F.max_pool2d on samples of shape [8, 8]",
+        "[N, channels, height, width]",
+    ),
+    "pool of a line on images": (
+        lambda x: F.max_pool1d(x[:, 0, 0], 2),
+        {},
+        "F.max_pool1d on samples of shape [8]",
+        "[N, channels, length]",
+    ),
     "pad mode": (lambda x: F.pad(x, (1, 1, 0, 0), mode="reflect"), {}, "F.pad with mode='reflect'", "zeros"),
+    "nn.ReflectionPad2d": (lambda s, x: s.a(x), {"a": nn.ReflectionPad2d(1)}, "torch.nn.ReflectionPad2d", "zeros"),
     "pad value": (lambda x: F.pad(x, (1, 1), value=1.0), {}, "with value=1.0", "pad with zeros"),
     "cropping": (lambda x: F.pad(x, (-1, 1)), {}, "by [-1, 1]", "slice"),
-    "constant": (lambda x: x + 0.5, {}, "the operator + of a constant has no conversion", "bias of the layer before"),
-    "constant left": (lambda x: 1 - x, {}, "the operator - of a constant", "bias"),
-    "constant tensor": (lambda s, x: x + s.b, {"b": nn.Parameter(torch.ones(4, 1, 1))}, "+ of a constant", "bias"),
+    "clamp to nothing": (lambda x: x.clamp(1, 1), {}, "Tensor.clamp from 1 to 1 has no conversion", "below the upper"),
+    "clamp turned round": (lambda x: x.clamp(2, -1), {}, "Tensor.clamp from 2 to -1", "below the upper end"),
+    "clamp by data": (lambda x: torch.clamp(x, x.relu()), {}, "torch.clamp to ends that are tensors", "one number"),
+    "threshold that jumps": (
+        lambda s, x: s.a(x),
+        {"a": nn.Threshold(0.5, 0.0)},
+        "torch.nn.Threshold at 0.5 to 0, which jumps, has no conversion",
+        "ReLU",
+    ),
     "broadcast": (
         lambda x: x + x.mean((2, 3), keepdim=True),
         {},
         "the operator + of samples of shapes [4, 8, 8] and [4, 1, 1] has no conversion",
         "one shape",
     ),
+    "broadcast to a constant": (
+        lambda s, x: x.mean((2, 3), keepdim=True) + s.b,
+        {"b": nn.Parameter(torch.ones(4, 8, 8))},
+        "the operator + of samples of shapes [4, 1, 1] and [4, 8, 8]",
+        "one shape",
+    ),
     "pixelwise factor": (
         lambda s, x: x * s.g,
-        {"g": nn.Parameter(torch.ones(8))},
+        {"g": nn.Parameter(torch.full((8,), 0.5))},
         "the operator * by a constant of shape [8]",
         "one per channel",
     ),
+    "maximum of a dimension": (lambda x: x.max(3).values, {}, "Tensor.max over a dimension", "x.amax((2, 3))"),
+    "maximum by name": (lambda x: torch.max(x, dim=3)[0], {}, "torch.max over a dimension", "x.amax((2, 3))"),
+    "minimum of a dimension": (lambda x: x.min(3)[0], {}, "Tensor.min over a dimension", "two tensors"),
+    "maximum over channels": (lambda x: x.amax(1), {}, "Tensor.amax over [1]", "keep the channels"),
+    "mean over channels": (lambda x: torch.mean(x, 1), {}, "torch.mean over [1]", "keep the channels"),
     "reciprocal": (lambda x: 1 / x, {}, "the operator / by an activation", "constants only"),
+    "rounded quotient": (
+        lambda x: torch.div(x, 2, rounding_mode="floor"),
+        {},
+        "torch.div with rounding_mode='floor'",
+        "without rounding",
+    ),
     "division by the batch": (lambda x: x / x.size(0), {}, "the operator / by the number of samples", "constant"),
     "active dropout": (lambda x: F.dropout(x, 0.5), {}, "dropout with training=True", "training=self.training"),
-    "linear on images": (
-        lambda s, x: s.a(x),
-        {"a": nn.Linear(8, 3)},
-        "torch.nn.Linear on samples of shape [4, 8, 8]",
-        "x.flatten(1)",
-    ),
-    "mean over one axis": (lambda x: x.mean(3), {}, "Tensor.mean over [3]", "x.mean((2, 3))"),
-    "partial flatten": (
-        lambda x: x.flatten(2),
-        {},
-        "Tensor.flatten from [4, 8, 8] to [4, 64] a sample",
-        "x.flatten(1)",
-    ),
-    "new axis": (lambda x: x[:, None], {}, "the operator [...] with such an index", "slice with numbers"),
     "chosen channels": (lambda x: x[:, [0, 2]], {}, "the operator [...] with such an index", "slice with numbers"),
+    "no channels": (lambda x: F.relu(x[:, 4:]), {}, "[...] that leaves no element has no conversion", "keep"),
+    "a mask": (lambda s, x: x[:, s.m], {"m": nn.Buffer(torch.ones(4) > 0)}, "the operator [...] with such", "slice"),
+    "cat with a constant": (
+        lambda x: torch.cat([torch.tensor([]), x], 1),
+        {},
+        "torch.cat with a constant has no conversion",
+        "what the layers compute",
+    ),
+    "bilinear": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+        {},
+        "torch.nn.functional.interpolate with mode='bilinear'",
+        "nearest",
+    ),
+    "nn.UpsamplingBilinear2d": (
+        lambda s, x: s.a(x),
+        {"a": nn.UpsamplingBilinear2d(scale_factor=2)},
+        "torch.nn.UpsamplingBilinear2d with mode='bilinear'",
+        "nearest",
+    ),
+    "upsampling by halves": (lambda x: F.interpolate(x, scale_factor=1.5), {}, "from 8x8 to 12x12", "whole factors"),
+    "upsampling by almost 2": (
+        lambda x: F.interpolate(x[:, :, :2, :2], scale_factor=2.4),
+        {},
+        "from 2x2 to 4x4",
+        "whole factors",
+    ),
+    "downsampling": (lambda x: F.interpolate(x, size=4), {}, "from 8x8 to 4x4", "whole factors"),
+    "unbind": (lambda x: x.unbind(1)[0], {}, "Tensor.unbind has no conversion", "x[:, 0]"),
+    "expand": (lambda x: x.mean(3, keepdim=True).expand(-1, -1, -1, 8), {}, "Tensor.expand", "nothing is broadcast"),
+    "softmax of samples": (lambda x: x.softmax(0), {}, "Tensor.softmax over the batch axis", "dim=1"),
+    "softmax of no dimension": (
+        lambda s, x: s.a(x.flatten(2)),
+        {"a": nn.Softmax()},
+        "torch.nn.Softmax over the batch axis",
+        "dim=1",
+    ),
+    "a gate per channel": (
+        lambda x: x * x.mean((2, 3), keepdim=True),
+        {},
+        "the operator * of two activations has no conversion",
+        "gates do not convert",
+    ),
+    "matrix product of activations": (
+        lambda x: torch.matmul(x, x),
+        {},
+        "torch.matmul of such operands",
+        "constant matrix",
+    ),
+    "a constant per sample": (
+        lambda s, x: torch.cat([x, s.c.expand(x.size(0), -1, -1, -1)], 1),
+        {"c": nn.Parameter(torch.ones(1, 1, 8, 8))},
+        "Tensor.expand has no conversion",
+        "one shape",
+    ),
     "another dtype": (
         lambda x: torch.mean(x, (2, 3), dtype=torch.float64),
         {},
         "torch.mean to float64",
         "leave the cast",
     ),
-    "two shares": (lambda x: torch.chunk(x, 2, 1)[0], {}, "torch.chunk", "convolution"),
-    "item": (lambda x: x / x.max(), {}, "Tensor.max has no conversion", "max-pool"),
-    "transposed": (lambda x: x.transpose(2, 3), {}, "Tensor.transpose has no conversion", "convolution"),
-    "attribute": (lambda x: F.relu(x.mT), {}, "Tensor.mT has no conversion", "convolution"),
+    "part of a maximum": (
+        lambda x: F.relu(x.max(3, keepdim=True)[0]),
+        {},
+        "Tensor.max over a dimension has no conversion",
+        "amax",
+    ),
+    "attribute": (lambda x: F.relu(x.real), {}, "Tensor.real has no conversion", "convolution"),
     "weights from data": (
         lambda x: F.linear(x.flatten(1), x.flatten(1)),
         {},
         "torch.nn.functional.linear",
         "",
     ),
+    "comparison": (lambda x: (x > 0).to(x.dtype), {}, "the operator > has no conversion", ""),
+    "broadcast in place": (
+        lambda x: operator.iadd(x.relu(), x.mean((2, 3), keepdim=True)),
+        {},
+        "the operator += of samples of shapes [4, 8, 8] and [4, 1, 1]",
+        "one shape",
+    ),
     "floor": (lambda x: x // 2, {}, "the operator // has no conversion", "convolution"),
     "layer norm": (lambda s, x: s.a(x), {"a": nn.LayerNorm(8)}, "torch.nn.LayerNorm", "batch norm"),
-    "unread": (lambda s, x: (s.a(x), F.relu(x))[1], {"a": nn.Tanh()}, "torch.nn.Tanh", "ReLU"),
+    "unread": (lambda s, x: (s.a(x), F.relu(x))[1], {"a": nn.ELU()}, "torch.nn.ELU", "ReLU"),
 }
 
 
@@ -298,11 +393,60 @@ def test_forms_that_do_not_convert(function, parts, message, advice):
     assert f"{HERE} line " in notes["from"]
 
 
+HOSTED = {
+    "sigmoid": (lambda s, x: s.b(s.a(x).sigmoid()), "Tensor.sigmoid", "logits"),
+    "tanh": (lambda s, x: s.b(torch.tanh(s.a(x))), "torch.tanh", "use ReLU"),
+    "softmax": (lambda s, x: s.b(F.softmax(s.a(x), 1)), "torch.nn.functional.softmax", "logits"),
+    "product": (lambda s, x: s.b(x * s.a(x)), "the operator * of two activations", "gates do not convert"),
+    "conv_transpose2d": (lambda s, x: s.b(F.conv_transpose2d(s.a(x), s.w)), "conv_transpose2d", "nearest upsampling"),
+    "behind a cast of shape": (lambda s, x: s.b(x.flatten(2).sigmoid().view(-1, 4, 8, 8)), "Tensor.sigmoid", "logits"),
+    "in place": (lambda s, x: s.b(in_place(s.a(x))), "Tensor.sigmoid_", "logits"),
+    "before what is refused": (lambda s, x: F.elu(s.a(x).sigmoid()), "Tensor.sigmoid", "logits"),
+}
+
+
+def in_place(x):
+    x.sigmoid_()
+    return x
+
+
+@pytest.mark.parametrize(("function", "construct", "advice"), HOSTED.values(), ids=HOSTED)
+def test_what_the_host_computes_stands_before_the_first_layer_or_behind_the_last(function, construct, advice):
+    parts = {"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1), "w": nn.Parameter(torch.ones(4, 4, 1, 1))}
+    found = refusal(Lambda(function, **parts)).diagnostics[0]
+    notes = {note.label: note.text for note in found.notes}
+    assert found.message.endswith(f"{construct} has no conversion")
+    assert advice in notes["fix"]
+    assert f"{HERE} line " in notes["from"]
+
+
 def view_then_write(s, x):
     y = s.conv(x)
     flat = y.flatten(1)
     y.relu_()
     return flat
+
+
+def share_then_write(s, x):
+    shares = s.conv(x).chunk(2, 1)
+    shares[0].relu_()
+    return torch.cat([shares[0], shares[1]], 1)
+
+
+def write_to_one_share(s, x):
+    one, other = s.conv(x).chunk(2, 1)
+    one.relu_()
+    return torch.cat([other, one], 1)
+
+
+def test_writing_to_one_share_leaves_the_other_alone():
+    model = Lambda(write_to_one_share, conv=nn.Conv2d(4, 4, 1))
+    assert [n.op.name for n in TorchFx().read(model, torch.randn(1, 4, 8, 8)).nodes][-2:] == ["relu", "concat"]
+
+
+def test_writing_to_a_share_is_refused():
+    text = str(refusal(Lambda(share_then_write, conv=nn.Conv2d(4, 4, 1))))
+    assert text.startswith("error[unsupported]: Tensor.relu_ in place on a tensor of which a view is read later")
 
 
 def test_writing_below_a_view_is_refused():
@@ -328,6 +472,7 @@ RETURNS = {
     "a tuple of 2": lambda x: (x, F.relu(x)),
     "a list of 1": lambda x: [x],
     "a dict of 1": lambda x: {"logits": x},
+    "a tuple of 2 shares": lambda x: x.chunk(2, 1),
     "None": lambda _: None,
 }
 
@@ -336,7 +481,7 @@ RETURNS = {
 def test_outputs_other_than_one_tensor(what, function):
     caught = refusal(Lambda(function))
     assert caught.code == "unsupported"
-    assert f"the network returns {what}, and one tensor converts" in str(caught)
+    assert f"the network returns {what.removesuffix(' shares')}, and one tensor converts" in str(caught)
 
 
 def test_a_constant_output():
@@ -354,6 +499,18 @@ def test_a_hook_that_changes_values_is_not_lost():
 
 def test_code_that_treats_tracing_specially_is_not_lost():
     assert "its trace does not show" in str(refusal(Lambda(lambda x: x * 2 if type(x) is torch.Tensor else F.relu(x))))
+
+
+def test_a_hook_is_not_lost_on_an_example_of_zeros():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU())
+    model[0].register_forward_hook(lambda _m, _a, y: y * 2)
+    assert "its trace does not show" in str(refusal(model, torch.zeros(1, 4, 8, 8)))
+
+
+def test_code_that_gives_nan_outside_of_its_trace_is_not_lost():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1))
+    model[0].register_forward_hook(lambda _m, _a, y: y * float("nan"))
+    assert "their outputs differ by nan" in str(refusal(model))
 
 
 EXAMPLES = {

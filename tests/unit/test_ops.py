@@ -1,4 +1,4 @@
-"""Every op: its reference against an independent formula, its frames against its values, its synapses, its refusals."""
+"""Every op: its reference against an independent formula, its frames against its values, its adjoint, its refusals."""
 
 from __future__ import annotations
 
@@ -23,19 +23,30 @@ from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
+from spir.ops.concat import Concat
 from spir.ops.conv2d import Conv2d
+from spir.ops.conv_transpose2d import ConvTranspose2d
 from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
+from spir.ops.max_pool import MaxPool
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.pad import Pad
+from spir.ops.permute import Permute
+from spir.ops.product import Product
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
+from spir.ops.reshape import Reshape
 from spir.ops.scale import Scaling
+from spir.ops.shift import Shift
+from spir.ops.sigmoid import Sigmoid
 from spir.ops.slice import Slice
+from spir.ops.softmax import Softmax
+from spir.ops.tanh import Tanh
+from spir.ops.upsample import Upsample
 from spir.types import Current, Encoding, Int, Real, Scale, Spikes, Tensor
 
 OPS: dict[str, type[Op]] = {name: find("ops", name) for name in names("ops")}
@@ -190,6 +201,12 @@ def add(op: Any, *x: np.ndarray, real: bool) -> Any:
 
 
 def pad(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    if op.edge:
+        found = tensor_of(x)
+        for dim, (before, after) in enumerate(zip(op.pads[::2], op.pads[1::2], strict=True), start=1):
+            nearest = [min(max(i, 0), x.shape[dim] - 1) for i in range(-before, x.shape[dim] + after)]
+            found = found.index_select(dim, torch.tensor(nearest))
+        return found
     return F.pad(
         tensor_of(x), [p for pair in reversed(list(zip(op.pads[::2], op.pads[1::2], strict=True))) for p in pair]
     )
@@ -204,6 +221,43 @@ def slice_(op: Any, x: np.ndarray, *, real: bool) -> Any:
 
 def flatten(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return torch.flatten(tensor_of(x), 1)
+
+
+def reshape(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return np.array([[*sample] for sample in x.reshape(len(x), -1).tolist()]).reshape(len(x), *op.to)
+
+
+def permute(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    out = np.empty((len(x), *(x.shape[1 + d] for d in op.order)), dtype=x.dtype)
+    for n, *where in np.ndindex(*out.shape):
+        source = [0] * len(where)
+        for i, d in enumerate(op.order):
+            source[d] = where[i]
+        out[(n, *where)] = x[(n, *source)]
+    return out
+
+
+def upsample(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return F.interpolate(tensor_of(x), scale_factor=tuple(map(float, op.factor)), mode="nearest-exact")
+
+
+def concat(op: Any, *x: np.ndarray, real: bool) -> Any:
+    return torch.cat([*map(tensor_of, x)], dim=op.axis + 1)
+
+
+def max_pool(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    """Over the elements that lie inside the image, one window at a time."""
+    (top, bottom, left, right), (rows, columns) = op.padding, x.shape[2:]
+    height = (rows + top + bottom - op.dilation[0] * (op.kernel[0] - 1) - 1) // op.stride[0] + 1
+    width = (columns + left + right - op.dilation[1] * (op.kernel[1] - 1) - 1) // op.stride[1] + 1
+    out = np.empty((*x.shape[:2], height, width), dtype=x.dtype)
+    for n, c, p, q in np.ndindex(*out.shape):
+        at = itertools.product(
+            (p * op.stride[0] - top + u * op.dilation[0] for u in range(op.kernel[0])),
+            [q * op.stride[1] - left + v * op.dilation[1] for v in range(op.kernel[1])],
+        )
+        out[n, c, p, q] = max(x[n, c, r, k] for r, k in at if 0 <= r < rows and 0 <= k < columns)
+    return out
 
 
 def scale(op: Any, x: np.ndarray, *, real: bool) -> Any:
@@ -248,6 +302,33 @@ def batch_norm(op: Any, x: np.ndarray, *, real: bool) -> Any:
     mean, var = tensor_of(op.mean.values), tensor_of(op.var.values)
     weight, bias = (None if a is None else tensor_of(a.values) for a in (op.weight, op.bias))
     return F.batch_norm(tensor_of(x), mean, var, weight, bias, False, 0.0, op.eps)
+
+
+def shift(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return elementwise(lambda v, at: v + channel(op.offset.values, at), x).astype(float)
+
+
+def sigmoid(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return torch.sigmoid(tensor_of(x))
+
+
+def tanh(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return torch.tanh(tensor_of(x))
+
+
+def softmax(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return (F.log_softmax if op.log else F.softmax)(tensor_of(x), dim=op.axis + 1)
+
+
+def product(op: Any, *x: np.ndarray, real: bool) -> Any:
+    return tensor_of(x[0]) * tensor_of(x[1])
+
+
+def conv_transpose2d(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    whole = F.conv_transpose2d(tensor_of(x), tensor_of(op.weight.values), None, op.stride, 0, 0, op.groups, op.dilation)
+    (top, bottom, left, right), (rows, columns) = op.padding, op.extra
+    found = F.pad(whole, (-left, columns - right, -top, rows - bottom))
+    return found if op.bias is None else found + tensor_of(op.bias.values).reshape(-1, 1, 1)
 
 
 def clip(op: Any, x: np.ndarray, *, real: bool) -> Any:
@@ -302,6 +383,11 @@ def test_the_result_is_of_the_inferred_type(op, types):
     if isinstance(result.encoding, Spikes) and result.encoding.code == "bits":
         assert set(np.unique(found[1:])) <= {0, 1}
         assert set(np.unique(found[0])) <= ({-1, 0} if lo < 0 else {0, 1})
+    if result.train is not None and result.train.code == "sorted":
+        assert (np.diff(np.abs(found), axis=0) <= 0).all()
+        assert (np.abs(found.sum(axis=0)) == np.abs(found).sum(axis=0)).all()
+    if result.train is not None and result.train.code == "direct":
+        assert (found == found[0]).all()
 
 
 @pytest.mark.parametrize(("op", "types"), CASES)
@@ -378,7 +464,32 @@ def test_an_integer_sum_beyond_float64_is_exact():
     assert (op.reference((wide,), x).astype(object) == np.array(linear(op, x, real=False), dtype=object)).all()
 
 
-# synapses against a dense Jacobian
+# adjoints and synapses against a dense Jacobian
+
+
+def jacobian(op: Any, shapes: tuple[tuple[int, ...], ...], index: int) -> np.ndarray:
+    """What the map makes of each unit of one operand, zeros in the others: ``[inputs, outputs]``."""
+    size = math.prod(shapes[index])
+    basis = [np.zeros((size, *s), dtype=np.int64) for s in shapes]
+    basis[index] = np.eye(size, dtype=np.int64).reshape(size, *shapes[index])
+    return np.asarray(op.apply(*basis, real=False)).reshape(size, -1)
+
+
+@pytest.mark.parametrize(("op", "types"), ON_INTEGERS)
+def test_the_adjoint_is_the_transpose_of_the_dense_matrix(op, types):
+    result, shapes = infer(op, types), tuple(t.shape for t in types)
+    y = np.random.default_rng(0).integers(-9, 10, (2, *result.shape))
+    y[1] *= 10**6
+    given = y.copy()
+    found = op.adjoint(y, *shapes)
+    whole = op.adjoint(y.astype(object), *shapes)
+    assert len(found) == len(types)
+    assert (y == given).all()
+    for index, shape in enumerate(shapes):
+        expected = y.reshape(2, -1) @ jacobian(op, shapes, index).T
+        assert found[index].shape == (2, *shape)
+        assert (found[index].reshape(2, -1) == expected).all()
+        assert (whole[index].reshape(2, -1) == expected).all()
 
 
 def ones(op: Any) -> Any:
@@ -396,12 +507,71 @@ def test_synapses_count_the_paths_of_the_dense_matrix(op, types):
     found = op.synapses(paths, *shapes)
     assert len(found) == len(types)
     for index, shape in enumerate(shapes):
-        size = math.prod(shape)
-        basis = [np.zeros((size, *s), dtype=np.int64) for s in shapes]
-        basis[index] = np.eye(size, dtype=np.int64).reshape(size, *shape)
-        matrix = ones(op).apply(*basis, real=False).reshape(size, -1)
         assert found[index].shape == shape
-        assert (found[index].ravel() == matrix @ paths.ravel()).all()
+        assert (found[index].ravel() == jacobian(ones(op), shapes, index) @ paths.ravel()).all()
+
+
+@pytest.mark.parametrize(("op", "types"), ON_INTEGERS)
+def test_a_map_with_weights_is_weighed_anew_and_one_without_is_as_it_was(op, types):
+    shapes = tuple(t.shape for t in types)
+    changed = op.weighing(lambda weight: -2 * weight)
+    if not isinstance(op, (Conv2d, Linear, Scaling)):
+        assert changed is op
+        return
+    assert attrs.evolve(op.weighing(np.abs).weighing(np.abs)) == op.weighing(np.abs)
+    assert (jacobian(changed, shapes, 0) == -2 * jacobian(op, shapes, 0)).all()
+    assert (jacobian(op.weighing(np.abs), shapes, 0) == np.abs(jacobian(op, shapes, 0))).all()
+
+
+def test_weighing_drops_a_bias_and_a_target_scale_and_keeps_what_a_map_reaches():
+    conv = Conv2d(KERNEL, STEP, Array.of(np.ones(4)), (2, 1), (1, 0, 0, 1), (1, 2))
+    doubled = conv.weighing(lambda weight: 2 * weight)
+    assert doubled == attrs.evolve(conv, weight=Array.of(2 * KERNEL.values), bias=None)
+    assert Scaling(Array.of([-0.3, 2.5])).weighing(lambda f: 7 * f) == Scaling(Array.of([-7, 7]))
+    assert Scaling(Array.of([3]), STEP).weighing(np.ones_like) == Scaling(Array.of([1]))
+
+
+# maxima
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, -3.5, 0.0])
+def test_padding_of_a_pool_never_wins_over_negative_reals(lowest):
+    x = np.full((1, 1, 3, 3), lowest)
+    op = MaxPool((3, 3), (1, 1), (2, 0, 1, 1))
+    assert (op.reference((tensor(1, 3, 3),), x) == lowest).all()
+    assert (op.reference((Tensor((1, 3, 3), Int(-9, 9, HALF)),), np.full((1, 1, 3, 3), -9)) == -9).all()
+
+
+def sorted_trains(values: list[int], steps: int, *, last: bool) -> np.ndarray:
+    """Nested trains ``[T, 1, 1, 1, N]`` whose spikes fill the first or the last frames."""
+    trains = [[int(np.sign(v))] * abs(v) + [0] * (steps - abs(v)) for v in values]
+    return np.array([t[::-1] if last else t for t in trains]).T.reshape(steps, 1, 1, 1, len(values))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_maximum_of_nested_trains_is_the_train_of_the_maximum(last):
+    values = range(-4, 5)
+    type_ = Tensor((1, 1, 2), Spikes(4, "sorted", -4, 4, HALF))
+    op = MaxPool((1, 2), (1, 1))
+    for a, b in itertools.product(values, repeat=2):
+        found = op.reference((type_,), sorted_trains([a, b], 4, last=last))
+        assert (found == sorted_trains([max(a, b)], 4, last=last)).all()
+
+
+def test_the_maximum_of_bit_trains_is_not_the_train_of_the_maximum():
+    """Why bits are refused: 52670 of all pairs of bytes would be wrong."""
+    a, b = np.ogrid[:256, :256]
+    assert int(((a | b) != np.maximum(a, b)).sum()) == 52670
+
+
+def test_integers_of_full_shape_multiply_each_element_and_its_own_range():
+    factor = np.array([[[2, -3]], [[0, 5]]])
+    op = Scaling(Array.of(factor))
+    x = Tensor((2, 1, 2), Int(-1, 4, HALF))
+    assert infer(op, (x,)) == Tensor((2, 1, 2), Int(-12, 20, HALF))
+    bounds = op.bounds((x.shape,), x.range.broadcast(2))
+    assert [*zip(bounds.lo, bounds.hi, strict=True)] == [(-12, 8), (-5, 20)]
+    assert op.reference((x,), np.full((1, 2, 1, 2), 4)).ravel().tolist() == [8, -12, 0, 20]
 
 
 # requant and the neuron: every value, every tie, both clips
@@ -602,13 +772,13 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
     "bits-of-unequal-length": (
         Add(),
         (tensor(2, of=BITS), tensor(2, of=Spikes(4, "bits", 0, 15, HALF))),
-        "type: add: trains of 4 and 8 frames cannot be added | give both branches the same number of bits or steps",
+        "type: add: trains of 4 and 8 frames cannot meet | give both branches the same number of bits or steps",
     ),
     "bits-with-rate": (
         Add(),
         (tensor(2, of=BITS), tensor(2, of=RATE)),
         (
-            "type: add: trains of codes bits and rate cannot be added: their frames weigh differently "
+            "type: add: trains of codes bits and rate cannot meet: their frames weigh differently "
             "| convert both branches to the same neuron"
         ),
     ),
@@ -628,7 +798,8 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         (tensor(2, of=UNEQUAL),),
         (
             f"E-SCALE: linear: a sum over channels of unequal scales {UNEQUAL.scale} "
-            "| fold the channel scales into the float weights before quantize"
+            "| use one constant for all channels; constants per channel fold into weights behind pools, concat "
+            "and moves that keep channels apart"
         ),
     ),
     "a-convolution-over-unequal-scales": (
@@ -636,7 +807,8 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         (tensor(2, 5, 5, of=UNEQUAL),),
         (
             f"E-SCALE: conv2d: a sum over channels of unequal scales {UNEQUAL.scale} "
-            "| fold the channel scales into the float weights before quantize"
+            "| use one constant for all channels; constants per channel fold into weights behind pools, concat "
+            "and moves that keep channels apart"
         ),
     ),
     "relu-on-a-train": (
@@ -752,7 +924,7 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
     "a-stem-neuron-of-too-many-bits": (
         NeuronStem(10**9, M, A, 1, 0.5),
         (tensor(2, of=BITS),),
-        "type: neuron_stem: 1000000000 frames of code bits, and registers have 64 bits | fewer bits",
+        "type: neuron_stem: a train of 1000000000 bits, and registers hold 63 and a sign | fewer bits",
     ),
     "batch-norm-on-integers": (
         BatchNorm(C, C, 1e-5),
@@ -837,6 +1009,246 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         Scaling(M, Array.of([-1.0])),
         (tensor(2, of=INT),),
         "type: scale: a scale is a positive finite number, not -1.0",
+    ),
+    "floats-of-full-shape": (
+        Scaling(Array.of([[1.0], [2.0]])),
+        (tensor(2, 1),),
+        "type: scale: constants of shape [2, 1] are not [1] or [2]",
+    ),
+    "integers-of-another-full-shape": (
+        Scaling(Array.of([[1, 2], [3, 4]])),
+        (tensor(2, 1, of=INT),),
+        "type: scale: constants of shape [2, 2] are not [1] or [2]",
+    ),
+    "a-target-scale-of-full-shape": (
+        Scaling(M, Array.of([[1.0], [2.0]])),
+        (tensor(2, 1, of=INT),),
+        "type: scale: constants of shape [2, 1] are not [1] or [2]",
+    ),
+    "edges-of-another-rank": (
+        Pad((1, 1), edge=True),
+        (IMAGE,),
+        "type: pad: [2, 5, 5] takes 6 pads >= 0, not [1, 1]",
+    ),
+    **{
+        f"the-maximum-of-{name}": (
+            MaxPool((2, 2), (2, 2)),
+            (tensor(2, 5, 5, of=encoding),),
+            (
+                f"E-MAXPOOL: max_pool: {encoding} trains are not nested, so the maximum of trains is not the train of "
+                "the maximum | add lower-max-pool before derive-thresholds, or pool the integrated values"
+            ),
+        )
+        for name, encoding in {
+            "bits": BITS,
+            "rates": RATE,
+            "currents-of-bits": Current(4, "bits", -90, 80, -6, 6, HALF),
+            "currents-of-rates": Current(4, "rate", -20, 24, -5, 6, HALF),
+        }.items()
+    },
+    "a-maximum-of-features": (
+        MaxPool((2, 2), (2, 2)),
+        (VECTOR,),
+        "type: max_pool: needs [C, H, W], not [2]",
+    ),
+    "a-maximum-of-stride-zero": (
+        MaxPool((2, 2), (2, 0)),
+        (IMAGE,),
+        "type: max_pool: kernel, stride and dilation are positive, padding is not negative",
+    ),
+    "a-maximum-over-a-negative-pad": (
+        MaxPool((2, 2), (2, 2), (0, 0, -1, 0)),
+        (IMAGE,),
+        "type: max_pool: kernel, stride and dilation are positive, padding is not negative",
+    ),
+    "a-maximum-that-does-not-fit": (
+        MaxPool((3, 2), (1, 1), dilation=(3, 1)),
+        (IMAGE,),
+        "type: max_pool: a window of 3x2 does not fit 5x5",
+    ),
+    "a-maximum-over-padding-only": (
+        MaxPool((2, 2), (1, 1), (0, 0, 2, 0)),
+        (IMAGE,),
+        "type: max_pool: padding [0, 0, 2, 0] leaves a window without a value | pad less",
+    ),
+    "dilated-taps-that-jump-over-the-image": (
+        MaxPool((2, 1), (1, 1), (1, 1, 0, 0), (2, 1)),
+        (tensor(1, 1, 3),),
+        "type: max_pool: padding [1, 1, 0, 0] leaves a window without a value | pad less",
+    ),
+    "concat-of-bits-and-rates": (
+        Concat(),
+        (tensor(2, of=BITS), tensor(2, of=RATE)),
+        (
+            "type: concat: trains of codes bits and rate cannot meet: their frames weigh differently "
+            "| convert both branches to the same neuron"
+        ),
+    ),
+    "concat-of-bits-of-unequal-length": (
+        Concat(),
+        (tensor(2, of=BITS), tensor(2, of=Spikes(4, "bits", 0, 15, HALF))),
+        "type: concat: trains of 4 and 8 frames cannot meet | give both branches the same number of bits or steps",
+    ),
+    "concat-of-rates-of-unequal-length": (
+        Concat(),
+        (tensor(2, of=RATE), tensor(2, of=Spikes(4, "sorted", 0, 4, HALF))),
+        "type: concat: trains of 4 and 8 frames cannot meet | give both branches the same number of bits or steps",
+    ),
+    "concat-of-integers-with-trains": (
+        Concat(),
+        (tensor(2, of=INT), tensor(2, of=BITS)),
+        (
+            "type: concat: operands are int[-9, 9] * 0.5 and spikes[8, bits, 0..255] * 0.5 "
+            "| bring both branches to one stage: real, integer or spikes"
+        ),
+    ),
+    "concat-of-other-sizes": (
+        Concat(1),
+        (IMAGE, tensor(3, 5, 5)),
+        "type: concat: operands of shapes [2, 5, 5] and [3, 5, 5] differ beyond axis 1",
+    ),
+    "concat-of-other-ranks": (
+        Concat(),
+        (VECTOR, IMAGE),
+        "type: concat: operands of shapes [2] and [2, 5, 5] differ beyond axis 0",
+    ),
+    "concat-along-no-axis": (Concat(1), (VECTOR, VECTOR), "type: concat: [2] has no axis 1"),
+    "concat-along-the-batch": (Concat(-1), (VECTOR, VECTOR), "type: concat: [2] has no axis -1"),
+    "concat-of-one": (Concat(), (VECTOR,), "type: concat takes two or more operands, not 1"),
+    "concat-in-space-of-unequal-scales": (
+        Concat(1),
+        (tensor(2, 1, of=INT), tensor(2, 1, of=Int(0, 1, Scale.of(0.25)))),
+        (
+            "E-RESID-SCALE: concat: operands of scales 0.5 and 0.25 cannot meet "
+            "| propagate-scales{join=wide} or {join=rescale} makes them meet"
+        ),
+    ),
+    "a-reshape-to-other-elements": (
+        Reshape((3, 4)),
+        (tensor(2, 5),),
+        "type: reshape: [2, 5] has 10 elements, and [3, 4] asks for others",
+    ),
+    "a-reshape-to-nothing": (Reshape(()), (tensor(1),), "type: reshape: [1] has 1 elements, and [] asks for others"),
+    "a-reshape-with-two-signs": (
+        Reshape((-1, -2)),
+        (VECTOR,),
+        "type: reshape: [2] has 2 elements, and [-1, -2] asks for others",
+    ),
+    "a-reshape-that-mixes-scales": (
+        Reshape((3, 2)),
+        (tensor(2, 3, of=UNEQUAL),),
+        (
+            f"E-SCALE: reshape: channel 1 of the result mixes channels of unequal scales {UNEQUAL.scale} "
+            "| use one constant for all channels that mix, or move elements before they are multiplied"
+        ),
+    ),
+    "a-permutation-that-mixes-scales": (
+        Permute((1, 0)),
+        (tensor(2, 3, of=UNEQUAL),),
+        (
+            f"E-SCALE: permute: channel 0 of the result mixes channels of unequal scales {UNEQUAL.scale} "
+            "| use one constant for all channels that mix, or move elements before they are multiplied"
+        ),
+    ),
+    "no-permutation": (
+        Permute((0, 0, 1)),
+        (IMAGE,),
+        "type: permute: [0, 0, 1] is no order of the dimensions of [2, 5, 5]",
+    ),
+    "an-order-of-the-batch": (
+        Permute((1, 2, 3)),
+        (IMAGE,),
+        "type: permute: [1, 2, 3] is no order of the dimensions of [2, 5, 5]",
+    ),
+    "an-upsampling-of-features": (
+        Upsample((2, 2)),
+        (VECTOR,),
+        "type: upsample: needs [C, H, W] and positive factors, not [2] and [2, 2]",
+    ),
+    "an-upsampling-to-nothing": (
+        Upsample((2, 0)),
+        (IMAGE,),
+        "type: upsample: needs [C, H, W] and positive factors, not [2, 5, 5] and [2, 0]",
+    ),
+    "a-shift-of-integers": (
+        Shift(C),
+        (tensor(2, of=INT),),
+        "type: shift: a constant cannot ride on int[-9, 9] * 0.5 | propagate-scales puts it into the requant",
+    ),
+    "a-shift-of-a-train": (
+        Shift(C),
+        (tensor(2, of=BITS),),
+        (
+            "type: shift: a constant cannot ride on spikes[8, bits, 0..255] * 0.5 "
+            "| propagate-scales puts it into the requant"
+        ),
+    ),
+    "an-offset-of-other-channels": (
+        Shift(Array.of([1.0, 2.0, 3.0])),
+        (VECTOR,),
+        "type: shift: an offset of shape [3] is not [1], [2] or [2]",
+    ),
+    "an-offset-of-another-full-shape": (
+        Shift(Array.of([[1.0, 2.0]])),
+        (tensor(2, 1),),
+        "type: shift: an offset of shape [1, 2] is not [1], [2] or [2, 1]",
+    ),
+    **{
+        f"{op.name}-of-{name}": (
+            op,
+            tuple(tensor(2, 1, 1, of=of) for _ in range(op.operands or 1)),
+            (
+                f"type: {op.name}: is computed by the host, on reals, not on {of} "
+                "| leave it before the first encoder, or behind the readout"
+            ),
+        )
+        for op in (Sigmoid(), Tanh(), Softmax(), Product(), ConvTranspose2d(Array.of(np.ones((2, 1, 1, 1)))))
+        for name, of in {"integers": INT, "trains": BITS}.items()
+    },
+    "a-product-of-a-real-and-an-integer": (
+        Product(),
+        (VECTOR, tensor(2, of=INT)),
+        (
+            "type: product: is computed by the host, on reals, not on int[-9, 9] * 0.5 "
+            "| leave it before the first encoder, or behind the readout"
+        ),
+    ),
+    "a-product-of-other-shapes": (
+        Product(),
+        (VECTOR, tensor(3)),
+        "type: product: operands have shapes [2] and [3]",
+    ),
+    "a-softmax-along-no-axis": (Softmax(1), (VECTOR,), "type: softmax: [2] has no axis 1"),
+    "a-softmax-along-the-batch": (Softmax(-1), (VECTOR,), "type: softmax: [2] has no axis -1"),
+    "a-transposed-convolution-of-other-channels": (
+        ConvTranspose2d(REALS),
+        (IMAGE,),
+        "type: conv_transpose2d: weights [4, 2, 3, 3] in 1 groups do not act on [2, 5, 5]",
+    ),
+    "a-transposed-convolution-of-features": (
+        ConvTranspose2d(REALS),
+        (tensor(4),),
+        "type: conv_transpose2d: weights [4, 2, 3, 3] in 1 groups do not act on [4]",
+    ),
+    "a-transposed-convolution-in-groups-that-do-not-divide": (
+        ConvTranspose2d(REALS, groups=3),
+        (tensor(4, 5, 5),),
+        "type: conv_transpose2d: weights [4, 2, 3, 3] in 3 groups do not act on [4, 5, 5]",
+    ),
+    "a-transposed-convolution-in-no-groups": (
+        ConvTranspose2d(REALS, groups=0),
+        (tensor(4, 5, 5),),
+        "type: conv_transpose2d: weights [4, 2, 3, 3] in 0 groups do not act on [4, 5, 5]",
+    ),
+    "a-transposed-convolution-that-leaves-nothing": (
+        ConvTranspose2d(REALS, padding=(2, 1, 0, 0)),
+        (tensor(4, 1, 1),),
+        "type: conv_transpose2d: leaves 0x3 of 1x1",
+    ),
+    "a-transposed-bias-of-other-channels": (
+        ConvTranspose2d(REALS, Array.of([1.0])),
+        (tensor(4, 5, 5),),
+        "type: conv_transpose2d: bias has shape [1], not [2]",
     ),
 }
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spir import driver, pipeline, probes
+from spir import batches, driver, interpreter, measure, pipeline, probes
 from spir.contracts import Bounded, Calibrated, Exact
 from spir.discovery import find, names
 from spir.errors import SpirError, error
@@ -211,7 +211,7 @@ error[option]: there is no value of calibrate-range{method} called 'mean'
          at: line 1
              calibrate-range{method=mean}
              ^
-        fix: one of: max, percentile""",
+        fix: one of: max, mse, percentile""",
     "@stm": """\
 error[name]: there is no recipe 'stm'
          at: line 1
@@ -461,6 +461,118 @@ def test_contracts_that_are_not_checked_let_a_broken_pass_through():
     outcome = pipeline.run(network(1.0), (Shift(by=5.0),), context(), checked=False)
     (entry,) = outcome.journal
     assert (entry.checked, entry.largest, entry.relative, entry.value) == ("not checked", None, None, "")
+
+
+# --- on data ------------------------------------------------------------------------------------------------------
+
+INNER = "off-by-one, where no probe looks: only a sample that lies on a tie of the inner quantiser shows it"
+
+
+def inner_quantiser() -> Module:
+    """x * 1, then codes in steps of 0.25: probes know the ties of quantisers that read the input alone."""
+    x = Value("x", Tensor((2, 3), Real()))
+    scaling, op = Scaling(Array.of([1.0])), QuantizeOp(0.25, -8, 7)
+    nodes = (Node("a", scaling, ("x",), x.type), Node("q", op, ("a",), infer(op, (x.type,))))
+    return verify(Module(x, nodes, "q"))
+
+
+def samples_with_a_tie() -> np.ndarray:
+    """The seventh of eight samples holds one tie."""
+    data = np.random.default_rng(0).uniform(-1, 1, (8, 2, 3))
+    data[6, 1, 2] = 0.375
+    return data
+
+
+def test_a_sample_on_which_a_promise_fails_is_found_on_data_and_on_no_probe():
+    (entry,) = driver.opt(inner_quantiser(), [OffByOne()], data=samples_with_a_tie()).journal
+    assert entry.largest == 0, INNER
+    with pytest.raises(SpirError) as caught:
+        driver.opt(inner_quantiser(), [OffByOne()], data=samples_with_a_tie(), check="data")
+    text = str(caught.value)
+    assert text.startswith("error[contract]: off-by-one promises exact, and %q changed by 0.25 of 1")
+    assert "checked: 8 calibration samples" in text
+    command = reproducer_of(caught.value).read_text().splitlines()[0]
+    assert command.endswith(" --check data --data THE_SAME")
+
+
+def test_the_journal_says_that_data_was_checked_and_what_changed_there():
+    data = np.full((6, 2, 3), 1.0)
+    data[5] = 4.0
+    seen: list[str] = []
+    steps = [Shift(by=0.005, promise="tight"), Shift(by=0.0625, promise="calibrated")]
+    first, second = driver.opt(network(2.0), steps, data=data, check="data", progress=seen.append).journal
+    assert first.checked == (
+        "11 probes (2 corners, 2 range ends, 2 random, 1 out of range, 4 calibration) and 6 calibration samples"
+    )
+    assert first.relative == pytest.approx(0.0025)
+    assert second.checked == "6 calibration samples"
+    assert (second.value, second.largest, second.mean) == ("a", 0.25, 0.0625 * 1.5)
+    assert seen == ["shift", "shift: 6 of 6 calibration samples"] * 2
+
+
+@pytest.mark.parametrize("limit", ["PROBE_BYTES", "DATA_BYTES", "GROUP_BYTES", "MEMORY_BYTES"])
+def test_the_journal_does_not_depend_on_what_memory_holds(monkeypatch, limit):
+    data = np.random.default_rng(0).uniform(-1, 1, (9, 2, 3))
+    steps = (Shift(by=0.5, promise="measured"), Shift(by=0.25, promise="calibrated"), Shift())
+
+    def journal() -> list[pipeline.Entry]:
+        found = driver.opt(network(2.0, 4.0, 8.0), steps, data=data, check="data").journal
+        return [attrs.evolve(e, seconds=0.0, mean=round(e.mean, 12)) for e in found]
+
+    whole = journal()
+    monkeypatch.setattr(measure, limit, 1)
+    assert journal() == whole
+
+
+def test_probes_run_in_batches_that_fit_and_a_module_runs_once_where_it_is_remembered(monkeypatch):
+    ran: list[tuple[str, int]] = []
+    walk = interpreter.walk
+
+    def watched(module, x, keep="*"):
+        ran.append((str(module.nodes[0].op.factor.values[0]), len(x)))
+        return walk(module, x, keep)
+
+    monkeypatch.setattr("spir.interpreter.walk", watched)
+    module, steps = network(1.0), (Shift(by=1.0, promise="measured"), Shift(by=1.0, promise="measured"))
+    pipeline.run(module, steps, context())
+    assert ran == [("1.0", 7), ("2.0", 7), ("3.0", 7)]
+    ran.clear()
+    monkeypatch.setattr(measure, "PROBE_BYTES", 3 * batches.bytes_per_sample(module))
+    pipeline.run(module, steps[:1], context())
+    assert ran == [("1.0", 3), ("2.0", 3)] * 2 + [("1.0", 1), ("2.0", 1)]
+    ran.clear()
+    monkeypatch.setattr(measure, "MEMORY_BYTES", 0)
+    pipeline.run(module, steps, context())
+    assert [factor for factor, _ in ran] == ["1.0", "2.0"] * 3 + ["2.0", "3.0"] * 3
+
+
+# --- notes --------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Telling(Pass):
+    """Nothing, and says what it cost."""
+
+    name: ClassVar[str] = "telling"
+    times: int = option(1, "how many notes")
+
+    def contract(self):
+        return Exact()
+
+    def run(self, module, context):
+        for index in range(self.times):
+            context.note(f"%{module.output}: {index} neurons")
+        return module
+
+
+def test_the_journal_keeps_the_notes_of_each_pass():
+    journal = pipeline.run(network(1.0), (Telling(times=2), Shift(), Telling()), context()).journal
+    assert [entry.notes for entry in journal] == [("%a: 0 neurons", "%a: 1 neurons"), (), ("%a: 0 neurons",)]
+
+
+def test_an_entry_needs_neither_mean_nor_notes():
+    given = ("s", "exact", "1 probes", 0.0, 0.0, "v", {}, {}, 1.0)
+    assert (pipeline.Entry(*given).mean, pipeline.Entry(*given).notes) == (None, ())
 
 
 # --- the reproducer -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import nn
 
 import spir
 from spir import interpreter, report
+from spir.ranges import analyse
 from spir.types import Int
 
 BACKENDS = ("serial", "hw", "hw{collapse=off}")
@@ -164,6 +165,10 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "layers",
         "coverage",
         "reals",
+        "host",
+        "windows",
+        "latency",
+        "delays",
         "journal",
         "source",
         "spikes",
@@ -179,6 +184,8 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "negative",
         "rate",
         "synaptic_operations",
+        "sum_bits",
+        "state_bits",
     }
     assert set(read["journal"][0]) == {
         "step",
@@ -190,6 +197,8 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "before",
         "after",
         "seconds",
+        "mean",
+        "notes",
     }
     assert (read["backend"], read["source"]["seed"]) == ("serial", "2")
 
@@ -209,6 +218,8 @@ def test_the_text_names_layers_totals_contracts_probes_and_source(compiled):
             f"{layer.spikes:.1f}",
             f"{layer.rate:.3f}",
             f"{layer.synaptic_operations:.0f}",
+            str(layer.sum_bits or "-"),
+            str(layer.state_bits or "-"),
         ]
     (total,) = [line for line in lines if line.startswith("total ")]
     assert total.split()[1:] == [f"{found.spikes:.1f}", f"{found.synaptic_operations:.0f}"]
@@ -222,3 +233,22 @@ def test_the_text_names_layers_totals_contracts_probes_and_source(compiled):
 def test_the_text_says_what_was_not_checked(compiled):
     net = spir.compile(compiled.stages[0].module, "canonicalize", data=X, check="off")
     assert "      exact; not checked" in str(net.report(X)).splitlines()
+
+
+def test_registers_are_those_that_a_run_needs_and_trains_of_integers_have_none(compiled):
+    ranges = analyse(compiled.module)
+    first, *later = compiled.report(X).layers
+    assert (first.op, first.sum_bits, first.state_bits) == ("encode", 0, 0)
+    for layer in later:
+        (current,) = compiled.module.definitions[layer.value].operands
+        lo, hi = ranges[current].frame.hull
+        assert 2 ** (layer.sum_bits - 2) < max(-lo, hi + 1) <= 2 ** (layer.sum_bits - 1)
+        lo, hi = (ranges[current].value | ranges[current].prefix).hull
+        assert 2 ** (layer.state_bits - 2) < max(-lo, hi + 1) <= 2 ** (layer.state_bits - 1)
+
+
+def test_the_latency_is_a_window_a_layer_and_one_for_the_input(compiled):
+    found = compiled.report(X)
+    neurons = [layer for layer in found.layers if layer.op == "neuron_stem"]
+    assert (found.windows, found.latency, found.delays) == (len(neurons) + 1, (len(neurons) + 1) * BITS, ())
+    assert f"latency (a reconstruction): {found.windows} windows, {found.latency} steps\n" in str(found)

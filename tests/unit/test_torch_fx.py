@@ -173,6 +173,7 @@ FORMS = {
     "slice of channels": (lambda x: x[:, 1:3], {}, ["slice"]),
     "slice by sizes": (lambda x: x[:, :, x.size(2) // 2 :], {}, ["slice"]),
     "one element": (lambda x: x[:, :, 0, -1], {}, ["slice", "flatten"]),
+    "one element of a line": (lambda x: x[:, 0, 0, -3:], {}, ["slice", "flatten"]),
     "slice of nothing": (lambda x: F.relu(x[:]), {}, ["relu"]),
     "y + y": (lambda x: x + x, {}, ["add"]),
     "x + y": (lambda x: x + x.relu(), {}, ["relu", "add"]),

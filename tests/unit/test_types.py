@@ -234,7 +234,7 @@ def test_frame_and_prefix_hold_what_the_bits_of_every_value_pass_through(lo, hi)
         (lambda: Spikes(4, "rate", 0, 5, ONE), "type: 4 frames of code rate hold 0..4, not 0..5"),
         (lambda: Spikes(4, "sorted", -5, 0, ONE), "type: 4 frames of code sorted hold -4..4, not -5..0"),
         (lambda: Spikes(0, "bits", 0, 0, ONE), "type: a train has one or more frames, not 0"),
-        (lambda: Spikes(64, "bits", 0, 1, ONE), "type: 64 frames of code bits, and registers have 64 bits"),
+        (lambda: Spikes(64, "bits", 0, 1, ONE), "type: a train of 64 bits, and registers hold 63 and a sign"),
         (lambda: Spikes(4, "direct", 0, 1, ONE), "type: there is no code of frames called 'direct'"),
         (lambda: Current(4, "sorted", 0, 1, 0, 1, ONE), "type: there is no code of frames called 'sorted'"),
         (lambda: Current(-2, "rate", 0, 1, 0, 1, ONE), "type: a train has one or more frames, not -2"),

@@ -1,0 +1,123 @@
+"""Constants between activations and weights: how they sink through other ops until weights can take them in."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from spir.ir import Array, Node, Origin
+from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise
+from spir.ops.concat import Concat
+from spir.ops.max_pool import MaxPool
+from spir.ops.scale import Scaling
+from spir.ops.shift import Shift
+from spir.rewriting import Rewriter
+from spir.types import Reals, Shape
+
+
+@attrs.frozen(eq=False)
+class Affine:
+    """``gain value + offset``: one gain a channel ``[C]``, one offset an element ``[*shape]``, or None."""
+
+    value: str
+    gain: Reals
+    offset: Reals | None = None
+
+    @classmethod
+    def of(cls, value: str, rewriter: Rewriter) -> Affine:
+        """A value of reals as constants of what was there before them."""
+        shape = rewriter.type(value).shape
+        gain, offset = np.ones(shape[0]), np.zeros(shape)
+        while (source := rewriter.definition(value)) is not None:
+            match source.op:
+                case Scaling(to=None) if not source.op.factor.integral:
+                    gain = gain * source.op.factor.values
+                case Shift():
+                    offset = offset + channelwise(gain, len(shape)) * channelwise(source.op.offset.values, len(shape))
+                case _:
+                    break
+            (value,) = source.operands
+        return cls(value, gain, offset if offset.any() else None)
+
+    @property
+    def even(self) -> bool:
+        """Whether all channels have one gain."""
+        return bool((self.gain == self.gain[0]).all())
+
+
+def sunk(node: Node, rewriter: Rewriter) -> str | None:
+    """The op in front of the gains and offsets of its operands, where they pass it."""
+    given = [Affine.of(rewriter.now(o), rewriter) for o in node.operands]
+    if all((a.gain == 1).all() for a in given):
+        return None
+    shapes = [rewriter.type(a.value).shape for a in given]
+    if isinstance(node.op, MaxPool) and (given[0].gain < 0).any():
+        given = [_turned(given[0], node, rewriter)]
+    if (made := _passed(node, given, shapes)) is None:
+        return None
+    gain, offset = made
+    value = rewriter.fresh(f"{node.result}.unit")
+    rewriter.emit(node.op, *(a.value for a in given), name=value, origin=node.origin)
+    scaled = node.result if offset is None else rewriter.fresh(f"{node.result}.gained")
+    same = (gain == gain[0]).all()
+    rewriter.emit(Scaling(Array.of(gain[:1] if same else gain)), value, name=scaled, origin=node.origin)
+    return scaled if offset is None else shifted(scaled, offset, node.result, node.origin, rewriter)
+
+
+def _turned(given: Affine, node: Node, rewriter: Rewriter) -> Affine:
+    """The signs of gains on the value itself: integers multiply by them, and a maximum lets the rest pass."""
+    signs = Scaling(Array.of(np.where(given.gain < 0, -1, 1)))
+    name = rewriter.fresh(f"{node.result}.turned")
+    value = rewriter.emit(signs, given.value, name=name, origin=node.origin)
+    return Affine(value, np.abs(given.gain), given.offset)
+
+
+def _passed(node: Node, given: list[Affine], shapes: list[Shape]) -> tuple[Reals, Reals | None] | None:
+    """Gains and offsets behind an op, or None where they do not pass it."""
+    first, *others = given
+    match node.op:
+        case MaxPool():
+            constant = first.offset is None or (first.offset == first.offset[:, :1, :1]).all()
+            if not constant:
+                return None
+            shape = node.type.shape
+            return first.gain, None if first.offset is None else np.broadcast_to(first.offset[:, :1, :1], shape)
+        case Concat(axis=0):
+            gain = np.concatenate([a.gain for a in given])
+        case Relabelling():
+            found = [
+                {float(first.gain[c]) for c in sources if c >= 0} or {1.0} for sources in node.op.sources(shapes[0])
+            ]
+            if any(len(gains) > 1 for gains in found):
+                return None
+            gain = np.array([gains.pop() for gains in found])
+        case _:
+            if any((a.gain != first.gain).any() for a in others):
+                return None
+            gain = first.gain
+    assert isinstance(node.op, LinearMap)  # max_pool is the one that is not
+    zeros = (np.zeros(s) if a.offset is None else a.offset for a, s in zip(given, shapes, strict=True))
+    offset = node.op.apply(*(z[None] for z in zeros), real=True)[0]
+    return gain, offset if offset.any() else None
+
+
+def folded(op: WeightedMap, operand: str, rewriter: Rewriter) -> tuple[WeightedMap, str, Reals | None]:
+    """Float weights with the gains of their operand in them, what that was before, and what its offset adds."""
+    found = Affine.of(operand, rewriter)
+    if found.even:
+        return op, operand, None
+    weight, channels = op.weight.values, len(found.gain)
+    inputs = weight.shape[1]
+    each = np.repeat(found.gain.reshape(channels // inputs, inputs), len(weight) * inputs // channels, axis=0)
+    scaled = attrs.evolve(op, weight=Array.of(weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2))))
+    if found.offset is None:
+        return scaled, found.value, None
+    added = attrs.evolve(op, bias=None).apply(found.offset[None], real=True)[0]
+    return scaled, found.value, added if added.any() else None
+
+
+def shifted(value: str, offset: Reals, name: str, origin: Origin, rewriter: Rewriter) -> str:
+    """A constant on a value, one a channel where that says it all."""
+    rows = offset.reshape(len(offset), -1)
+    whole = offset if (rows != rows[:, :1]).any() else rows[:, 0]
+    return rewriter.emit(Shift(Array.of(whole)), value, name=name, origin=origin)

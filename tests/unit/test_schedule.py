@@ -1,0 +1,271 @@
+"""The schedule: windows of neurons, delays of skip paths, latency: on chains, joins, tournaments and no trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from spir import driver, pipeline
+from spir.conformance.examples import module_of
+from spir.driver import Context
+from spir.ir import Array, Module, Op
+from spir.ops._neuron import Neuron
+from spir.ops.add import Add
+from spir.ops.conv2d import Conv2d
+from spir.ops.dequantize import Dequantize
+from spir.ops.encode import Encode
+from spir.ops.flatten import Flatten
+from spir.ops.integrate import Integrate
+from spir.ops.linear import Linear
+from spir.ops.max_pool import MaxPool
+from spir.ops.neuron_stem import NeuronStem
+from spir.ops.quantize import Quantize
+from spir.ops.relu import Relu
+from spir.ops.requant import Requant
+from spir.ops.sigmoid import Sigmoid
+from spir.schedule import Delay, schedule
+from spir.types import Current, Encoding, Int, Real, Scale, Spikes, Tensor
+
+ONE, ZERO, STEP = Array.of([1]), Array.of([0]), Array.of([1.0])
+S = Scale.of(1)
+REAL = Tensor((3,), Real())
+
+
+def linear() -> Op:
+    return Linear(Array.of(np.eye(3, dtype=int)), STEP)
+
+
+def neuron(bits: int) -> Op:
+    return NeuronStem(bits, ONE, ZERO, 1, 1.0)
+
+
+def bits(steps: int) -> Encoding:
+    return Spikes(steps, "bits", 0, 2**steps - 1, S)
+
+
+def encoder(steps: int) -> list[tuple[str, Op, str]]:
+    return [("q", Quantize(1.0, 0, 2**steps - 1), "x"), ("e", Encode(steps), "q")]
+
+
+def chain(layers: Sequence[int], first: int, *, fused: bool = True) -> Module:
+    """Encoder, linear maps and neurons of so many bits, and a readout."""
+    lines, last = encoder(first), "e"
+    for i, steps in enumerate(layers):
+        lines.append((f"c{i}", linear(), last))
+        if fused:
+            lines.append((f"n{i}", neuron(steps), f"c{i}"))
+        else:
+            lines += [
+                (f"z{i}", Integrate(), f"c{i}"),
+                (f"r{i}", Requant(ONE, ZERO, 1, 0, 2**steps - 1, 1.0), f"z{i}"),
+                (f"n{i}", Encode(steps), f"r{i}"),
+            ]
+        last = f"n{i}"
+    return module_of(REAL, *lines, ("c", linear(), last), ("y", Integrate(), "c"))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("layers", range(5))
+def test_a_chain_of_neurons_takes_one_window_each_and_one_for_the_input(layers, steps):
+    found = schedule(chain([steps] * layers, steps))
+    assert (found.windows, found.latency) == (layers + 1, (layers + 1) * steps)
+    assert [found.start[f"n{i}"] for i in range(layers)] == [*range(1, layers + 1)]
+    assert found.start["e"] == 0
+    assert found.start["y"] == found.start["c"] == layers
+    assert found.delays == ()
+
+
+def test_layers_of_unequal_bits_take_as_long_as_their_trains():
+    found = schedule(chain([8, 2, 5], 3))
+    assert (found.windows, found.latency) == (4, 3 + 8 + 2 + 5)
+
+
+@pytest.mark.parametrize("layers", [[], [4], [8, 2, 5]])
+def test_neurons_in_three_ops_are_scheduled_like_fused_ones(layers):
+    fused, unfused = (schedule(chain(layers, 4, fused=f)) for f in (True, False))
+    assert (fused.windows, fused.latency, fused.delays) == (unfused.windows, unfused.latency, unfused.delays)
+    assert {name: unfused.start[name] for name in fused.start} == fused.start
+
+
+def residual(depth: int, first: int, *body: int, order: str = "skip last") -> Module:
+    """A neuron, and beside a shortcut as many more as ``body`` has bits; ``depth`` more follow."""
+    lines = [*encoder(first), ("c", linear(), "e"), ("n", neuron(first), "c")]
+    last = "n"
+    for i, steps in enumerate(body):
+        lines += [(f"c{i}", linear(), last), (f"n{i}", neuron(steps), f"c{i}")]
+        last = f"n{i}"
+    lines.append(("s", Add(), f"{last} n" if order == "skip last" else f"n {last}"))
+    last = "s"
+    for i in range(depth):
+        lines += [(f"d{i}", linear(), last), (f"m{i}", neuron(first), f"d{i}")]
+        last = f"m{i}"
+    return module_of(REAL, *lines, ("y", Integrate(), last))
+
+
+@pytest.mark.parametrize("order", ["skip last", "skip first"])
+@pytest.mark.parametrize("branch", [1, 2, 3])
+def test_a_skip_branch_waits_as_many_windows_as_the_other_has_neurons(branch, order):
+    found = schedule(residual(1, 8, *[8] * branch, order=order))
+    assert found.delays == (Delay("s", "n", branch, branch * 8),)
+    assert (found.windows, found.latency) == (branch + 3, (branch + 3) * 8)
+
+
+def test_branches_of_equal_depth_do_not_wait():
+    module = module_of(
+        REAL,
+        *encoder(4),
+        *[(f"{c}{i}", op, o) for i in "ab" for c, op, o in (("c", linear(), "e"), ("n", neuron(4), f"c{i}"))],
+        ("s", Add(), "na nb"),
+        ("y", Integrate(), "s"),
+    )
+    found = schedule(module)
+    assert (found.delays, found.windows, found.latency) == ((), 2, 8)
+
+
+def test_a_delay_lasts_as_many_steps_as_the_windows_it_waits_for():
+    """The branch inside has 12 bits in the second of the two windows that the skip waits."""
+    found = schedule(residual(0, 8, 12, 8))
+    assert found.latency == 8 + 8 + 12 + 8
+    assert found.delays == (Delay("s", "n", 2, 8 + 12),)
+
+
+def test_both_of_two_early_operands_wait_each_for_itself():
+    module = module_of(
+        REAL,
+        *encoder(4),
+        ("a", neuron(4), "e"),
+        ("b", neuron(4), "a"),
+        ("s", Add(), "e b a"),
+        ("y", Integrate(), "s"),
+    )
+    assert schedule(module).delays == (Delay("s", "e", 2, 8), Delay("s", "a", 1, 4))
+
+
+def test_a_window_is_as_long_as_its_longest_train():
+    module = module_of(
+        REAL,
+        *encoder(4),
+        ("a", neuron(9), "e"),
+        ("b", neuron(4), "e"),
+        ("za", Integrate(), "a"),
+        ("zb", Integrate(), "b"),
+        ("y", Add(), "za zb"),
+    )
+    found = schedule(module)
+    assert (found.windows, found.latency) == (2, 4 + 9)
+
+
+def test_windows_behind_the_output_do_not_count():
+    lines = [*encoder(4), ("a", neuron(5), "e"), ("b", neuron(6), "a")]
+    module = module_of(REAL, *lines)
+    assert (schedule(module).windows, schedule(module).latency) == (3, 15)
+    early = Module(module.input, module.nodes, "a")
+    assert (schedule(early).windows, schedule(early).latency) == (2, 9)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        module_of(REAL),
+        module_of(REAL, ("r", Relu(), "x"), ("s", Sigmoid(), "r")),
+        module_of(REAL, ("q", Quantize(1.0, 0, 3), "x"), ("l", linear(), "q"), ("d", Dequantize(), "l")),
+        module_of(Tensor((3,), Int(0, 3, S)), ("l", linear(), "x"), ("r", Requant(ONE, ZERO, 1, 0, 3, 1.0), "l")),
+    ],
+    ids=["nothing", "reals", "quantised", "integers"],
+)
+def test_reals_and_integers_take_no_windows(module):
+    found = schedule(module)
+    assert (found.windows, found.latency, found.delays) == (0, 0, ())
+    assert set(found.start.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    "encoding", [bits(5), Spikes(5, "rate", 0, 5, S), Current(5, "bits", -90, 80, -6, 6, S)], ids=str
+)
+def test_an_input_of_trains_takes_one_window(encoding):
+    bare = schedule(module_of(Tensor((3,), encoding)))
+    assert (bare.windows, bare.latency, bare.start) == (1, 5, {"x": 0})
+    read = schedule(module_of(Tensor((3,), encoding), ("y", Integrate(), "x")))
+    assert (read.windows, read.latency) == (1, 5)
+
+
+def test_neurons_behind_an_input_of_trains_take_one_window_each():
+    x = Tensor((3,), bits(5))
+    fused = module_of(x, ("a", linear(), "x"), ("n", neuron(3), "a"), ("y", Integrate(), "n"))
+    unfused = module_of(x, ("z", Integrate(), "x"), ("r", Requant(ONE, ZERO, 1, 0, 7, 1.0), "z"), ("n", Encode(3), "r"))
+    for module in (fused, unfused):
+        found = schedule(module)
+        assert (found.windows, found.latency, found.start["n"]) == (2, 8, 1)
+
+
+def test_an_encoder_of_the_inputs_integers_does_not_wait():
+    module = module_of(Tensor((3,), Int(0, 15, S)), ("e", Encode(4), "x"), ("y", Integrate(), "e"))
+    assert (schedule(module).windows, schedule(module).start["e"]) == (1, 0)
+
+
+def test_a_flattened_or_pooled_integral_waits_like_any_other():
+    x = Tensor((1, 2, 2), bits(4))
+    module = module_of(
+        x,
+        ("z", Integrate(), "x"),
+        ("p", MaxPool((2, 2), (2, 2)), "z"),
+        ("f", Flatten(), "p"),
+        ("r", Requant(ONE, ZERO, 1, 0, 15, 1.0), "f"),
+        ("e", Encode(4), "r"),
+    )
+    assert (schedule(module).windows, schedule(module).start["e"]) == (2, 1)
+
+
+def run(module: Module, passes: str) -> Module:
+    return pipeline.run(module, pipeline.parse(passes), Context(None, 0), checked=False).module
+
+
+@pytest.mark.parametrize(
+    ("kernel", "levels"), [((1, 1), 0), ((1, 2), 1), ((2, 2), 2), ((3, 3), 4), ((1, 5), 3), ((4, 4), 4)]
+)
+@pytest.mark.parametrize("form", ["fused", "unfused"])
+def test_a_lowered_max_pool_takes_a_window_a_round_and_one_where_it_is_made_one_train(kernel, levels, form):
+    module = module_of(
+        Tensor((1, 5, 5), Real()),
+        ("q", Quantize(1.0, 0, 15), "x"),
+        ("c", Conv2d(Array.of([[[[1]]]]), STEP), "q"),
+        ("r", Requant(ONE, ZERO, 1, 0, 15, 1.0), "c"),
+        ("p", MaxPool(kernel, (1, 1)), "r"),
+        ("d", Conv2d(Array.of([[[[1]]]]), STEP), "p"),
+        ("y", Integrate(), "d"),
+    )
+    passes = "derive-thresholds" if form == "unfused" else "derive-thresholds, fuse-neuron"
+    plain, materialised = (
+        schedule(run(module, f"lower-max-pool{{materialise={on}}}, {passes}")) for on in ("off", "on")
+    )
+    single = kernel == (1, 1)  # nothing is left of it but a neuron
+    assert (materialised.windows, materialised.latency) == (levels + 3, (levels + 3) * 4)
+    assert (plain.windows, plain.latency) == (levels + 2 + single, (levels + 2 + single) * 4)
+    assert all(delay.windows >= 1 and delay.steps == 4 * delay.windows for delay in plain.delays)
+    assert bool(plain.delays) == bool(levels)
+
+
+def test_a_lenet_like_network_has_the_latency_of_its_layers():
+    rng = np.random.default_rng(0)
+    network = module_of(
+        Tensor((1, 8, 8), Real()),
+        ("c1", Conv2d(Array.of(rng.standard_normal((2, 1, 3, 3)))), "x"),
+        ("r1", Relu(), "c1"),
+        ("c2", Conv2d(Array.of(rng.standard_normal((3, 2, 3, 3)))), "r1"),
+        ("r2", Relu(), "c2"),
+        ("f", Flatten(), "r2"),
+        ("l1", Linear(Array.of(rng.standard_normal((5, 48)))), "f"),
+        ("r3", Relu(), "l1"),
+        ("l2", Linear(Array.of(rng.standard_normal((4, 5)))), "r3"),
+    )
+    data = rng.standard_normal((4, 1, 8, 8))
+    for b in (3, 8):
+        outcome = driver.opt(network, f"@stem{{bits={b}}}", data=data)
+        stages = {stage.name: schedule(stage.module) for stage in outcome.stages}
+        fused, unfused = stages["fuse-neuron"], stages["derive-thresholds"]
+        assert sum(isinstance(n.op, Neuron) for n in outcome.module.nodes) == 3
+        assert (fused.windows, fused.latency, fused.delays) == (4, 4 * b, ())
+        assert (unfused.windows, unfused.latency) == (4, 4 * b)
+        assert stages["propagate-scales"].windows == 0
