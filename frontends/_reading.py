@@ -42,13 +42,14 @@ CONVERTS = "use what converts: convolution, linear, batch norm, ReLU, pooling, a
 # --- advice -------------------------------------------------------------------------------------------------------
 
 _RELU_INSTEAD = "use ReLU and train the network again"
-_OUTSIDE = "leave it out of the network and apply it to the logits; the class does not change"
+_OUTSIDE = "the host computes it on the raw input or behind the last layer; in between use ReLU and train again"
 _NORM_INSTEAD = "use batch norm, whose statistics are fixed after training"
 _PAD_INSTEAD = "pad with zeros, or with mode='replicate'"
 _ADVICE = {
     **dict.fromkeys(("gelu", "silu", "mish", "elu", "celu", "selu", "softplus", "leakyrelu", "prelu"), _RELU_INSTEAD),
     **dict.fromkeys(("hardswish", "hardsigmoid", "tanh", "glu", "rrelu", "hardshrink", "softsign"), _RELU_INSTEAD),
-    **dict.fromkeys(("softmax", "logsoftmax", "sigmoid", "softmax2d", "argmax", "logsigmoid"), _OUTSIDE),
+    **dict.fromkeys(("softmax", "logsoftmax", "sigmoid"), _OUTSIDE),
+    **dict.fromkeys(("softmax2d", "argmax", "logsigmoid"), "leave it out and apply it to what the network returns"),
     **dict.fromkeys(("layernorm", "groupnorm", "instancenorm1d", "instancenorm2d", "rmsnorm"), _NORM_INSTEAD),
     **dict.fromkeys(("localresponsenorm", "instancenorm", "normalize"), _NORM_INSTEAD),
     **dict.fromkeys(("reflectionpad1d", "reflectionpad2d", "circularpad1d", "circularpad2d"), _PAD_INSTEAD),
@@ -198,8 +199,8 @@ class Reading:
         if shapes is None:
             raise error(
                 "unsupported",
-                f"{construct} mixes samples or drops the batch axis: it gives {shown(result)} for two samples",
-                fix="keep the batch axis first and apart: x.flatten(1), x.mean((2, 3)), x.view(x.size(0), -1)",
+                f"{construct} mixes samples, or leaves only the batch axis: it gives {shown(result)} for two samples",
+                fix="keep the batch axis first, and one more: x.flatten(1), x.mean((2, 3)), x.view(x.size(0), -1)",
             )
         several = any(isinstance(self.values.get(a), tuple) for a in node.all_input_nodes)  # whose own call was checked
         if isinstance(result, torch.Tensor) and result.dtype != self.trial.dtype and not several:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spir.contracts import Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise
+from spir.ops._linear import LinearMap, Relabelling, WeightedMap
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
@@ -59,7 +59,7 @@ class _Tail:
     @property
     def ends(self) -> Ends:
         """What a quantiser should reach, ``[G]`` each."""
-        return self.smallest[:, -1], self.largest[:, 0]
+        return self.smallest[:, -1] + 0.0, self.largest[:, 0] + 0.0  # no -0, which the order of data decides
 
     @property
     def live(self) -> Ends:
@@ -93,7 +93,8 @@ def least_error(counts: NDArray[np.int64], top: Reals, levels: int) -> Reals:
 class _Point:
     """A value that needs a range: its own limits, and whether codes of it are signed.
 
-    ``lo`` and ``hi`` are the model's own limits, ``[1]`` or ``[C]``; infinite where it has none.
+    ``lo`` and ``hi`` are the model's own limits, ``[1]`` or ``[C]``; infinite where it has none. Between other limits
+    than 0 code 0 stands for the lowest value that the data reach, so that far limits cost no codes.
     """
 
     lo: Reals
@@ -101,9 +102,9 @@ class _Point:
     signed: bool
 
     @property
-    def base(self) -> Reals:
-        """What code 0 stands for: the lower limit of an unsigned range, else 0."""
-        return np.zeros(1) if self.signed or np.isinf(self.lo).any() else self.lo
+    def moves(self) -> bool:
+        """Whether code 0 stands for another number than 0."""
+        return not self.signed and bool(self.lo.any())
 
 
 @attrs.frozen
@@ -113,8 +114,8 @@ class CalibrateRange(Pass):
     ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end;
     ``mse`` takes the clip with the least squared error for codes of ``bits``. With ``per = channel`` a relu becomes
     scale{g}(clip{0, hi}(scale{1 / g}(x))), g per channel, so that every channel uses all codes; quantize folds g into
-    the weights that read it. A clip whose range neither starts at 0 nor is symmetric stands between two shifts. A value
-    or channel that the data leave at 0 takes the widest range around, so that its scale is a live one.
+    the weights that read it. A clip whose range does not start at 0 stands between two shifts. A value or channel that
+    the data leave at 0 takes the widest range around, so that its scale is a live one.
     """
 
     name: ClassVar[str] = "calibrate-range"
@@ -130,67 +131,75 @@ class CalibrateRange(Pass):
     def run(self, module: Module, context: Context) -> Module:
         """Measures every value that needs a range, then clips it."""
         if context.data is None:
-            raise error("data", f"{self.name} needs calibration data", fix="compile(..., data=images)")
+            raise error("data", f"{self.name} needs calibration data", fix="give data=images, or --data in a shell")
         if self.method != "percentile" and self.percentile is not None:
             raise error("option", f"{self.name}: method={self.method} takes no percentile", fix="method=percentile")
         if self.method != "mse" and self.bits is not None:
             raise error("option", f"{self.name}: method={self.method} takes no bits", fix="method=mse, or no bits")
-        entering = [name for name in _entering(module) if not _ranged(name, module)]
-        points = {name: _Point(np.array([-np.inf]), np.array([np.inf]), signed=True) for name in entering}
-        sums = _read_by_weights(module)
+        points, rewriter = self._points(module), Rewriter(module, self.name)
+        ends = self._measure(module, context, points)
+        live = max((float(np.max(np.maximum(-low, high))) for low, high in ends.values()), default=0.0) or 1.0
+        source, hosted = module.input.name, _hosted(module)
+        if source in points:
+            readers = module.readers[source]
+            origin = rewriter.origin(readers[0].origin if readers else None, "input")
+            self._enter(source, origin, _around(ends[source], live), rewriter)
+        for node in module.nodes:
+            point = points.get(node.result)
+            if node.result in hosted:
+                rewriter.emit(
+                    node.op, *node.operands, name=node.result, origin=node.origin
+                )  # reads what is not clipped
+            elif point is None or point.signed:
+                rewriter.keep(node)
+            else:
+                self._clip(node, point, ends[node.result], live, rewriter)
+                _note_narrow(node.result, point, ends[node.result], context)
+            if point is not None and point.signed:
+                low, high = _around(ends[node.result], live)
+                top = max(-low, high)
+                self._enter(node.result, node.origin, (low, high) if node.result in hosted else (-top, top), rewriter)
+        return rewriter.finish()
+
+    def _points(self, module: Module) -> dict[str, _Point]:
+        """The values that need a range: what enters the network, activations, and sums that weights read."""
+        none, sums = np.array([np.inf]), _read_by_weights(module)
+        found = {name: _Point(-none, none, signed=True) for name in _entering(module) if not _ranged(name, module)}
         for node in module.nodes:
             chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
             if chosen and (point := _point(node, sums)):
-                points[node.result] = point
-        tops = self._measure(module, context, points)
-        live = max((float(np.max(np.maximum(-low, high))) for low, high in tops.values()), default=0.0) or 1.0
-        rewriter = Rewriter(module, self.name)
-        if module.input.name in entering:
-            readers = module.readers[module.input.name]
-            origin = rewriter.origin(readers[0].origin if readers else None, "input")
-            low, high = (float(end.item()) for end in tops[module.input.name])
-            top = max(high, 0.0) if low or high else live
-            self._enter(module.input.name, origin, min(low, 0.0), top, rewriter)
-        for node in module.nodes:
-            if node.result not in points:
-                rewriter.keep(node)
-            elif points[node.result].signed and not isinstance(node.op, Clip):
-                rewriter.keep(node)
-                top = float(np.maximum(-tops[node.result][0], tops[node.result][1]).item()) or live
-                self._enter(node.result, node.origin, -top, top, rewriter)
-            else:
-                self._clip(node, points[node.result], tops[node.result], live, rewriter)
-        return rewriter.finish()
+                found[node.result] = point
+        return found
 
     @staticmethod
-    def _enter(value: str, origin: Origin, low: float, high: float, rewriter: Rewriter) -> None:
-        """A range behind a value that keeps its name."""
-        clip = Clip(Array.of([low]), Array.of([high]))
+    def _enter(value: str, origin: Origin, ends: tuple[float, float], rewriter: Rewriter) -> None:
+        """A signed range behind a value that keeps its name."""
+        clip = Clip(*(Array.of([end]) for end in ends))
         rewriter.replace(value, rewriter.emit(clip, value, name=rewriter.fresh(f"{value}.clip"), origin=origin))
 
     @staticmethod
     def _clip(node: Node, point: _Point, ends: Ends, live: float, rewriter: Rewriter) -> None:
         """The activation as a clip, between gains and shifts where it needs them."""
-        top = np.maximum(-ends[0], ends[1]) if point.signed else ends[1]
+        base = np.maximum(point.lo, ends[0]) if point.moves else np.zeros(1)
+        top = ends[1] - base
         widest = float(top.max()) if top.max() > 0 else live
-        span = point.hi - point.base
-        top = np.minimum(np.where(top > 0, top, widest), span)
+        top = np.minimum(np.where(top > 0, top, widest), point.hi - base)
+        top = np.where(top > 0, top, widest)
         whole = float(top.max())
         gain = np.array([float(np.float32(t / whole)) or float(np.finfo(np.float32).tiny) for t in top])
-        before: list[tuple[str, Op]] = [] if not point.base.any() else [("shifted", Shift(Array.of(-point.base)))]
-        after: list[tuple[str, Op]] = [] if not point.base.any() else [("unshifted", Shift(Array.of(point.base)))]
+        before: list[tuple[str, Op]] = [("shifted", Shift(Array.of(-base)))] if point.moves else []
+        after: list[tuple[str, Op]] = [("unshifted", Shift(Array.of(base)))] if point.moves else []
         if (gain != 1).any():
             before.append(("even", Scaling(Array.of(1 / gain))))
             after.insert(0, ("gained", Scaling(Array.of(gain))))
-        clip = Clip(Array.of([-whole if point.signed else 0.0]), Array.of([whole]))
-        chain: list[tuple[str, Op]] = [*before, ("clip", clip), *after]
+        chain: list[tuple[str, Op]] = [*before, ("clip", Clip(Array.of([0.0]), Array.of([whole]))), *after]
         value = rewriter.now(node.operands[0])
         for word, op in chain:
             name = node.result if op is chain[-1][1] else rewriter.fresh(f"{node.result}.{word}")
             value = rewriter.emit(op, value, name=name, origin=node.origin)
 
     def _measure(self, module: Module, context: Context, points: Mapping[str, _Point]) -> dict[str, Ends]:
-        """The ends ``[G]`` of every value above its base."""
+        """The ends ``[G]`` of every value."""
         assert context.data is not None  # run refused
         inside = (self.percentile or 99.99) if self.method == "percentile" else 100
         outside = 1 - Fraction(str(inside)) / 100  # as the decimal reads
@@ -199,7 +208,8 @@ class CalibrateRange(Pass):
             keep = 1 + int(outside * len(context.data) * module.types[name].size / len(values))
             tail = _Tail.of(values, keep)
             tails[name] = tails[name].merge(tail, keep) if name in tails else tail
-        ends = {name: tail.ends if points[name].signed else tail.live for name, tail in tails.items()}
+        plain = {name for name, point in points.items() if point.signed or point.moves}
+        ends = {name: tail.ends if name in plain else tail.live for name, tail in tails.items()}
         return self._fitted(module, context, points, ends) if self.method == "mse" else ends
 
     def _fitted(
@@ -212,6 +222,9 @@ class CalibrateRange(Pass):
             counts[name] = counts.get(name, 0) + histogram(values, reach[name])
         found = {}
         for name, point in points.items():
+            if point.moves:
+                found[name] = ends[name]
+                continue
             bits = self.bits or 8
             levels = 2 ** (bits - 1) - 1 if point.signed else 2**bits - 1
             top = least_error(counts[name], reach[name], levels)
@@ -219,23 +232,41 @@ class CalibrateRange(Pass):
         return found
 
     def _values(self, module: Module, context: Context, points: Mapping[str, _Point]) -> Iterator[tuple[str, Reals]]:
-        """Batch by batch the values ``[G, n]`` of every point above its base; G is 1, or the channels."""
+        """Batch by batch the values ``[G, n]`` of every point; G is 1, or the channels."""
         assert context.data is not None  # run refused
         for batch in context.evaluate(module, context.data, "|".join(sorted(points))):
             for name in points.keys() & batch.keys():
                 x, point = batch[name], points[name]
-                x = x - channelwise(point.base, x.ndim - 1) if point.base.any() else x
                 each = self.per == "channel" and not point.signed and _keeps_channels(name, module)
                 yield name, x.swapaxes(0, 1).reshape(x.shape[1], -1) if each else x.reshape(1, -1)
 
 
+def _around(ends: Ends, live: float) -> tuple[float, float]:
+    """Ends of a signed range: they hold 0, and are live where all values are 0."""
+    low, high = (float(end.item()) for end in ends)
+    return min(low, 0.0), max(high, 0.0) if low or high else live
+
+
+def _note_narrow(name: str, point: _Point, ends: Ends, context: Context) -> None:
+    """Says where most codes of a range that begins at 0 stand for values that the data never take."""
+    low, high = float(ends[0].min()), float(ends[1].max())
+    if not point.moves and low > high / 2:
+        context.note(f"%{name}: the data reach {low:.3g}..{high:.3g} only, and codes begin at 0")
+
+
+def _hosted(module: Module) -> set[str]:
+    """What the host makes of the input."""
+    hosted: set[str] = set()
+    for node in module.nodes:
+        if node.op.host and hosted.union([module.input.name]).issuperset(node.operands):
+            hosted.add(node.result)
+    return hosted
+
+
 def _entering(module: Module) -> list[str]:
     """The input and what the host makes of it, where the network reads them."""
-    hosted = {module.input.name} if isinstance(module.input.type.encoding, Real) else set()
-    for node in module.nodes:
-        if node.op.host and hosted.issuperset(node.operands):
-            hosted.add(node.result)
-    return [name for name in module.types if name in hosted and any(not n.op.host for n in module.readers[name])]
+    known = [module.input.name, *_hosted(module)] if isinstance(module.input.type.encoding, Real) else []
+    return [name for name in module.types if name in known and any(not n.op.host for n in module.readers[name])]
 
 
 def _ranged(name: str, module: Module) -> bool:
@@ -260,7 +291,7 @@ def _point(node: Node, sums: set[str]) -> _Point | None:
         case Relu():
             return _Point(np.zeros(1), none, signed=False)
         case Clip(lo=lo, hi=hi):
-            return _Point(lo.values, hi.values, signed=bool((lo.values == -hi.values).all() and hi.values.any()))
+            return _Point(lo.values, hi.values, signed=False)
     return _Point(-none, none, signed=True) if node.result in sums else None
 
 

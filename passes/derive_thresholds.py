@@ -10,6 +10,7 @@ from spir.contracts import Contract, Exact
 from spir.errors import SpirError, error, located, raise_all
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
+from spir.ops.concat import Concat
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.max_pool import MaxPool
@@ -74,6 +75,9 @@ class DeriveThresholds(Pass):
                 return rewriter.emit(neuron.derive(node.op), code, name=name, origin=node.origin)
             case MaxPool():
                 train = rewriter.type(operands[0]).encoding
+                joined = rewriter.definition(operands[0])
+                if joined is not None and not isinstance(train, Spikes) and _branches(joined, rewriter):
+                    return pooled_apart(node, joined, rewriter)
                 total = integral(operands[0], rewriter, node)
                 if isinstance(train, Spikes):
                     return encoded(node, total, Encode(train.steps, train.code), rewriter)
@@ -96,6 +100,24 @@ def encoded(node: Node, total: str, encode: Encode, rewriter: Rewriter) -> str:
         return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
     code = rewriter.emit(node.op, total, name=rewriter.fresh(f"{node.result}.code"), origin=node.origin)
     return rewriter.emit(encode, code, name=node.result, origin=node.origin)
+
+
+def _branches(joined: Node, rewriter: Rewriter) -> bool:
+    """Whether a value is made of the channels of several trains of spikes."""
+    spikes = (isinstance(rewriter.type(o).encoding, Spikes) for o in joined.operands)
+    return isinstance(joined.op, Concat) and joined.op.axis == 0 and all(spikes)
+
+
+def pooled_apart(node: Node, joined: Node, rewriter: Rewriter) -> str:
+    """Branches of unlike codes pooled before they meet, because no one train holds both."""
+    each = []
+    for operand in joined.operands:
+        train = rewriter.type(operand).encoding
+        assert isinstance(train, Spikes)  # the caller asked
+        code, branch = rewriter.fresh(f"{node.result}.code"), rewriter.fresh(f"{node.result}.branch")
+        rewriter.emit(node.op, integral(operand, rewriter, node), name=code, origin=node.origin)
+        each.append(rewriter.emit(Encode(train.steps, train.code), code, name=branch, origin=node.origin))
+    return rewriter.emit(joined.op, *each, name=node.result, origin=node.origin)
 
 
 def integral(value: str, rewriter: Rewriter, node: Node) -> str:

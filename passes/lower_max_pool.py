@@ -10,7 +10,7 @@ import numpy as np
 from spir.contracts import Contract, Exact
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap
+from spir.ops._linear import LinearMap, Relabelling
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
 from spir.ops.concat import Concat
@@ -134,9 +134,12 @@ def code_of(value: str, rewriter: Rewriter) -> tuple[int, int] | None:
             return None
         if isinstance(source.op, LinearMap) and not source.op.relabels:
             return None
-        waiting += source.operands if isinstance(source.op, LinearMap) else ()
-    found = rewriter.type(value).encoding
-    return (found.lo, found.hi) if isinstance(found, Int) else None
+        if isinstance(source.op, LinearMap):
+            waiting += [o for o in source.operands if o not in waiting]
+    found, last = rewriter.type(value).encoding, rewriter.definition(value)
+    if not isinstance(found, Int) or (found.scale.size > 1 and not (last and isinstance(last.op, Concat))):
+        return None
+    return found.lo, found.hi
 
 
 def _apart(op: MaxPool, operand: str, rewriter: Rewriter, lo: int | None = None) -> bool:
@@ -152,13 +155,17 @@ def _left(node: Node, module: Module) -> SpirError:
     if any(node.op.padding) and node.op.dilation != (1, 1):
         what = f"%{node.result} pads signed codes between dilated taps, and 0 is not the lowest code"
         return error("E-MAXPOOL", what, from_=str(node.origin), fix="pad nothing, or pool after a relu")
+    source = module.definitions.get(node.operands[0])
+    if source is not None and isinstance(source.op, Relabelling) and scale_of(source.type).size > 1:
+        what = f"%{node.result} takes the maximum of channels of unequal scales that were moved after they met"
+        return error("E-MAXPOOL", what, from_=str(node.origin), fix="pool before elements move, or one range a tensor")
     readers = ", ".join(sorted({str(n.op.name) for n in module.readers[node.result]})) or "nothing"
     return error(
         "E-MAXPOOL",
         f"%{node.result} takes the maximum of sums, and {readers} reads it",
         from_=str(node.origin),
-        fix="put a relu before the pool, or behind it with no negative factor in between; or leave lower-max-pool out, "
-        "and the pool stays on integrated values",
+        fix="put a relu right before the pool, or behind it with no negative factor in between; or leave "
+        "lower-max-pool out (@stem{max_pool=keep}), and the pool stays on integrated values",
     )
 
 
@@ -172,10 +179,12 @@ class _Tournament(Rewriter):
         self._base = ""
         self._origin = Origin()
         self._ops = self._neurons = 0
+        self._pooled_again = False
 
     def lowered(self, node: Node, op: MaxPool, operand: str) -> str:
         """The pool of a value, named as the node."""
         self._base, self._origin, self._ops, self._neurons = node.result, node.origin, 0, 0
+        self._pooled_again = any(isinstance(n.op, MaxPool) for n in self.module.readers[node.result])
         value, levels = self.pool(op, operand)
         final = self._nodes.pop(value)
         self._types.pop(value)
@@ -190,7 +199,7 @@ class _Tournament(Rewriter):
     def pool(self, op: MaxPool, operand: str) -> tuple[str, int]:
         """Value and levels of neurons; branches of unequal scale are pooled before they meet."""
         source, type_ = self.definition(operand), self.type(operand)
-        if scale_of(type_).size > 1 and source is not None and isinstance(source.op, Concat):
+        if source is not None and isinstance(source.op, Concat) and self._unlike(source):
             each = [self.pool(op, o) for o in source.operands]
             return self.auxiliary(source.op, *(value for value, _ in each)), max(levels for _, levels in each)
         code = type_.encoding
@@ -204,9 +213,14 @@ class _Tournament(Rewriter):
         shape = self.type(x).shape
         taps = [self.taps(x, 1, u * op.dilation[0], op.stride[0], height, width, shape) for u in range(op.kernel[0])]
         x, down = self.best(taps, code)
-        if not self.materialise and x != operand:
+        if not self.materialise and x != operand and not self._pooled_again:
             return x, across + down
         return self.neuron(x, code.lo, code.hi, code), across + down + 1
+
+    def _unlike(self, concat: Node) -> bool:
+        """Whether branches of channels differ in scale or range, so that no one code holds them."""
+        kinds = {(e.lo, e.hi, str(e.scale)) for o in concat.operands if isinstance(e := self.type(o).encoding, Int)}
+        return isinstance(concat.op, Concat) and concat.op.axis == 0 and len(kinds) > 1
 
     def padded(self, op: MaxPool, operand: str, lo: int) -> str:
         """Padding that never wins: the lowest code where that is 0, else the nearest value, which the window has."""

@@ -106,6 +106,7 @@ class _Walk:
             case MaxPool() if operands:
                 self.carried[node.result] = self.pool(node, node.op, operands[0])
             case _ if operands and node.op.host:
+                self.context.note(f"%{node.result}: {node.op.name} is left to the host, on reals")
                 reals = (self.real(name) for name in node.operands)
                 self.rewriter.emit(node.op, *reals, name=node.result, origin=node.origin)
             case _ if operands:
@@ -190,15 +191,29 @@ class _Walk:
         factors = [
             math.floor(r * 2 ** int(s) + Fraction(1, 2)) if s > 0 else 0 for r, s in zip(ratios, shifts, strict=True)
         ]
+        free = [self.free(r) for r in ratios]
+        cut = [s < f for s, f in zip(shifts, free, strict=True)]
         # a channel whose whole sum stays below 2^-6 of a step may as well be multiplied by 0
         starved = [r for r, factor in zip(ratios, factors, strict=True) if not factor and r * reach * 2**6 > 1]
-        if shifts.min() < 1 or starved:
+        top = Fraction(max(op.hi, -op.lo))
+        missed = [
+            min(top, r * reach) * abs(Fraction(factor, 2 ** int(s)) / r - 1) if s > 0 and c else Fraction(0)
+            for r, factor, s, c in zip(ratios, factors, shifts, cut, strict=True)
+        ]
+        if shifts.min() < 1 or starved or max(missed) > 1:
             raise error(
                 "E-MULT-RANGE",
                 f"%{self.named(node)}: scales {scale_of(type_)} over {op.scale!r} have no multiplier of "
-                f"{self.step_.bits} bits",
+                f"{self.step_.bits} bits" + " whose products fit 64 bits" * any(cut),
                 from_=str(node.origin),
-                fix="more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations",
+                fix="propagate-scales{join=rescale}, a smaller width, or fewer bits for activations"
+                if any(cut)
+                else "more bits for the multipliers (propagate-scales{bits=31}), or fewer for activations",
+            )
+        if max(missed) > Fraction(1, 8):
+            self.context.note(
+                f"%{self.named(node)}: multipliers of {max(factors).bit_length()} bits, because products fill 64 bits; "
+                f"they miss by up to {float(max(missed)):.2g} codes, and join=rescale or a smaller width would not"
             )
         grid = channelwise(shifts, offset.ndim)
         add = np.floor(offset * 2.0**grid + 0.5).astype(np.int64) + 2 ** (grid - 1)
@@ -207,13 +222,18 @@ class _Walk:
 
     def grid(self, ratio: Fraction, reach: int, offset: float) -> int:
         """The largest s with round(ratio 2^s) below 2^bits and |mul z| + |add| inside a register; below 1: none."""
-        shift = min(self.step_.bits - 1 - math.floor(math.log2(ratio)), REGISTER_BITS - 2)
-        room, each = Fraction(2) ** REGISTER_BITS, Fraction(offset) + 2
+        shift = self.free(ratio)
+        room, each = Fraction(2) ** (REGISTER_BITS - 2), Fraction(offset) + 2  # sums of lowered pools need a bit more
         while shift >= 1 and (
             round(ratio * 2**shift) >= 2**self.step_.bits or (ratio * reach + each) * 2**shift + reach >= room
         ):
             shift -= 1
         return shift
+
+    def free(self, ratio: Fraction) -> int:
+        """The largest s that the bits of the multiplier allow, were registers endless."""
+        shift = min(self.step_.bits - 1 - math.floor(math.log2(ratio)), REGISTER_BITS - 2)
+        return shift - (shift > 0 and round(ratio * 2**shift) >= 2**self.step_.bits)
 
     @staticmethod
     def largest_offsets(offset: Reals, channels: int) -> list[float]:
@@ -244,7 +264,7 @@ class _Walk:
         wanted = set(names) - found.keys()
         if wanted and data is None:
             what = f"{self.step_.name}{{join=rescale}} needs calibration data"
-            raise error("data", what, fix="compile(..., data=images)")
+            raise error("data", what, fix="give data=images, or --data in a shell")
         if wanted and data is not None:
             joins = (n for n in module.nodes if isinstance(n.op, (Add, Concat)))
             wanted |= {o for n in joins if self.step_.join == "rescale" for o in n.operands}
@@ -285,7 +305,7 @@ class _Walk:
         types = [self.rewriter.type(c.value) for c in operands]
         codes = [self.is_code(c) for c in operands]
         ranges = [t.encoding for t, code in zip(types, codes, strict=True) if code]
-        bits = max((_bits(e) for e in ranges if isinstance(e, Int)), default=8)
+        bits = max((_bits(e) for e in ranges if isinstance(e, Int)), default=self.code_bits)
         top = 2 ** (bits - 1) - 1
         step = float(np.float32(self.reach(node.operands) / top)) or 1.0
         if any(codes):
@@ -306,6 +326,12 @@ class _Walk:
         if joined is None:
             raise self.apart(node, met)
         return joined
+
+    @property
+    def code_bits(self) -> int:
+        """The bits of the network's codes."""
+        ops = (n.op for n in self.rewriter.module.nodes if isinstance(n.op, Quantize))
+        return max((op.hi - op.lo).bit_length() for op in ops)
 
     def apart(self, node: Node, operands: list[_Carried]) -> SpirError:
         """The refusal of branches that do not meet."""
@@ -329,7 +355,7 @@ class _Walk:
             if isinstance(source.op, LinearMap) and not source.op.relabels:
                 return False
             if not isinstance(source.op, (Requant, Quantize)):
-                waiting += source.operands
+                waiting += [o for o in source.operands if o not in waiting]
         return operand.bias is None
 
     def auxiliary(self, op: Op, operand: str, suffix: str, origin: Origin) -> str:

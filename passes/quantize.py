@@ -21,6 +21,7 @@ from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize as QuantizeOp
 from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
+from spir.ops.shift import Shift
 from spir.options import option
 from spir.passes._gains import folded, shifted, sunk
 from spir.passes._sums import read_by_a_sum
@@ -50,7 +51,24 @@ class Quantize(Pass):
     def run(self, module: Module, context: Context) -> Module:
         """Refuses activations without a range, all at once; then quantises."""
         raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
-        return Pass.run(self, module, context)
+        steps = self._steps(module)
+        rewriter = Rewriter(module, self.name)
+        for node in module.nodes:
+            if not self.selects(node):
+                rewriter.keep(node)
+            elif node.result in steps:
+                rewriter.replace(node.result, self._codes(node, steps[node.result], rewriter))
+            elif (value := self.rewrite(node, rewriter)) is not None:
+                rewriter.replace(node.result, value)
+            else:
+                rewriter.keep(node)
+        return rewriter.finish()
+
+    def _steps(self, module: Module) -> dict[str, float]:
+        """The step of every clip of reals: the widest of those that it meets in concatenations."""
+        clips = [n for n in module.nodes if isinstance(n.op, Clip) and isinstance(n.type.encoding, Real)]
+        own = {n.result: self._quantiser(n, module).scale for n in clips}
+        return {name: max(own[other] for other in group) for group in meeting(module) for name in group}
 
     def _refusal(self, node: Node) -> SpirError | None:
         if not isinstance(node.op, Relu) or not isinstance(node.type.encoding, Real) or not self.selects(node):
@@ -63,10 +81,8 @@ class Quantize(Pass):
         )
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
-        """A clip becomes codes, a weight becomes integers."""
+        """A weight becomes integers, and constants sink towards it."""
         match node.op:
-            case Clip() if isinstance(node.type.encoding, Real):
-                return self._codes(node, rewriter)
             case WeightedMap(weight_scale=None):
                 return self._weights(node, node.op, rewriter)
             case Concat() | MaxPool() | AvgPool() | GlobalAvgPool() | Relabelling():
@@ -75,14 +91,15 @@ class Quantize(Pass):
                 return sunk(node, rewriter)
         return None
 
-    def _codes(self, node: Node, rewriter: Rewriter) -> str:
-        """A quantiser, whose step is that of the widest clip it meets in a concatenation."""
-        op, module = self._quantiser(node, rewriter.module), rewriter.module
-        step = max(self._quantiser(module.definitions[name], module).scale for name in meeting(node.result, module))
-        gain = short(op.scale / step)
+    def _codes(self, node: Node, step: float, rewriter: Rewriter) -> str:
+        """A clip as a quantiser of a step that others may share."""
+        op = self._quantiser(node, rewriter.module)
+        gain = (
+            1.0 if _enters(node, rewriter.module) else short(op.scale / step)
+        )  # hardware has no gain before its input
         operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
         if gain == 1:
-            rewriter.emit(op, operand, name=code, origin=node.origin)
+            rewriter.emit(attrs.evolve(op, scale=step), operand, name=code, origin=node.origin)
             return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
         even, unit = rewriter.fresh(f"{node.result}.even"), rewriter.fresh(f"{node.result}.unit")
         rewriter.emit(Scaling(Array.of([1 / gain])), operand, name=even, origin=node.origin)
@@ -104,32 +121,36 @@ class Quantize(Pass):
         """The quantiser of a clip: signed for what enters the network and for ranges below 0."""
         assert isinstance(node.op, Clip)  # the callers asked
         lo, hi = float(node.op.lo.values.min()), float(node.op.hi.values.max())
-        source = module.definitions.get(node.operands[0])
-        if lo < 0 or source is None or source.op.host:
+        if lo < 0 or _enters(node, module):
             top = 2 ** (self.bits - 1) - 1
             return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
         top = 2**self.bits - 1
         return QuantizeOp(short(hi / top), 0, top)
 
 
-def meeting(name: str, module: Module) -> set[str]:
-    """The clips whose values meet a clip's in concatenations, itself among them."""
-    down, concats = [name], []
-    for value in down:
-        for reader in module.readers[value]:
-            if isinstance(reader.op, (Concat, MaxPool, Relabelling)) and reader.result not in down:
-                down.append(reader.result)
-                concats += [reader] if isinstance(reader.op, Concat) else []
-    found, up = {name}, [operand for concat in concats for operand in concat.operands]
-    for value in up:
-        source = module.definitions.get(value)
-        if source is None:
-            continue
-        if isinstance(source.op, Clip):
-            found.add(value)
-        elif isinstance(source.op, (Concat, MaxPool, Relabelling, Scaling)):
-            up += source.operands
-    return found
+def _enters(node: Node, module: Module) -> bool:
+    """Whether a clip reads the network's input, or what the host makes of it."""
+    source = module.definitions.get(node.operands[0])
+    return source is None or source.op.host
+
+
+def meeting(module: Module) -> list[set[str]]:
+    """The clips of reals in groups: those whose values meet in a concatenation share one."""
+    groups: dict[str, set[str]] = {}
+    behind: dict[str, set[str]] = {}
+    for node in module.nodes:
+        reached = set().union(*(behind.get(o, set()) for o in node.operands))
+        match node.op:
+            case Clip() if isinstance(node.type.encoding, Real):
+                groups[node.result] = {node.result}
+                behind[node.result] = {node.result}
+            case Concat():
+                group = set().union(*(groups[clip] for clip in reached))
+                groups.update(dict.fromkeys(group, group))
+                behind[node.result] = {min(reached)} if reached else set()
+            case MaxPool() | Relabelling() | Scaling() | Shift():
+                behind[node.result] = reached
+    return [group for name, group in groups.items() if name == min(group)]
 
 
 def short(scale: float) -> float:

@@ -294,13 +294,14 @@ def _list(arguments: argparse.Namespace) -> Result:
         owner = find(arguments.kind, name)
         summary = (inspect.getdoc(sys.modules[owner.__module__]) or "").split("\n")[0]
         known = {
-            label: {"default": options.spell(a.default), "doc": a.metadata["doc"]}
+            label: {"default": options.spell(a.default), "doc": a.metadata["doc"], "values": options.limits(a)}
             for label, a in (options.fields(owner) if attrs.has(owner) else {}).items()
         }
         summary = summary.removeprefix(f"{name}: ")
         rows.append({"name": name, "summary": summary, "options": known})
         lines.append(f"{name:<20} {summary}")
-        lines += [f"{'':<22}{label}={o['default']}: {o['doc']}" for label, o in known.items()]
+        for label, o in known.items():
+            lines.append(f"{'':<22}{label}={o['default']}: {o['doc']}" + f" ({o['values']})" * bool(o["values"]))
     return Result("\n".join(lines), {"schema": "spir-list/1", "kind": arguments.kind, "entries": rows})
 
 

@@ -92,7 +92,7 @@ class Context:
             yield {name: module.types[name].decode(stored.pop(name)) for name in list(stored)}
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Compiled:
     """A compiled network: call it, trace it, report on it, save it.
 
@@ -111,6 +111,10 @@ class Compiled:
     stages: tuple[Stage, ...]
     source: Mapping[str, str]
     executable: Executable
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.module.input.type.shape))
+        return f"Compiled({shape}, {len(self.module.nodes)} ops on {self.backend.name}{spelled(self.backend)})"
 
     def __call__(self, x: Any) -> Any:
         """Decoded outputs ``[N, *shape]``, float32: an array for an array, a tensor on the same device for a tensor.

@@ -48,6 +48,14 @@ def _validate(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> Non
         raise error("option", f"{where} = {spell(value)} is outside {span}", fix=f"{meta['doc']}; take one of {span}")
 
 
+def limits(a: attrs.Attribute[Any]) -> str:
+    """The values that an option takes, where they are limited: ``a, b`` or ``2..16``."""
+    low, high = a.metadata["ge"], a.metadata["le"]
+    if a.metadata["one_of"]:
+        return ", ".join(a.metadata["one_of"])
+    return "" if low is None and high is None else f"{'' if low is None else low}..{'' if high is None else high}"
+
+
 def _kinds(owner: type, name: str) -> tuple[type, ...]:
     hint = typing.get_type_hints(owner)[name]
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

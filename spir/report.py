@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
+from spir.ops.max_pool import MaxPool
+from spir.ops.relu import Relu
+from spir.ops.requant import Requant
 from spir.pipeline import Entry
 from spir.ranges import analyse
 from spir.schedule import Delay, schedule
@@ -45,7 +49,8 @@ class Report:
     """Measured on ``samples`` inputs; one JSON schema, see `json`.
 
     A synaptic operation is one spike arriving over one synapse; trains that quantisers emit are the input layer and are
-    listed apart. The latency, in windows and steps, and the skip paths that must wait are those of `spir.schedule`.
+    listed apart. ``integers`` counts the ops that compute integers between spikes: what they do is in no other figure.
+    The latency, in windows and steps, and the skip paths that must wait are those of `spir.schedule`.
     """
 
     backend: str
@@ -54,6 +59,7 @@ class Report:
     coverage: Mapping[str, int]
     reals: tuple[str, ...]
     host: tuple[str, ...]
+    integers: Mapping[str, int]
     windows: int
     latency: int
     delays: tuple[Delay, ...]
@@ -74,6 +80,13 @@ class Report:
     def silent(self) -> tuple[str, ...]:
         """Trains without a single spike."""
         return tuple(layer.value for layer in self.layers if not layer.spikes)
+
+    def _outside(self) -> list[str]:
+        """A warning where integers are computed between spikes, which no figure above counts."""
+        if not self.integers:
+            return []
+        found = ", ".join(f"{count} {op}" for op, count in self.integers.items())
+        return [f"on integers, outside of neurons, not counted as spikes or windows: {found}"]
 
     def json(self) -> dict[str, Any]:
         """Plain data of schema ``spir-report/1``."""
@@ -104,6 +117,7 @@ class Report:
                 "coverage: " + ", ".join(f"{count} {kind}" for kind, count in self.coverage.items()),
                 f"real values: {', '.join(self.reals) or 'none'}; for the host: {', '.join(self.host) or 'none'}",
                 f"silent on these samples: {', '.join(self.silent) or 'none'}",
+                *self._outside(),
                 f"latency (a reconstruction): {self.windows} windows, {self.latency} steps{_waiting(self.delays)}",
                 "passes:",
                 *passes,
@@ -195,8 +209,11 @@ class Counter:
         host = tuple(n.result for n in self._module.nodes if n.op.host)
         times = schedule(self._module)
         coverage = dict(sorted(kinds.items()))
+        integers = Counts(str(n.op.name) for n in self._module.nodes if isinstance(n.op, (Requant, MaxPool, Relu)))
         waiting = (times.windows, times.latency, times.delays)
-        return Report(backend, samples, layers, coverage, reals, host, *waiting, journal, source)
+        return Report(
+            backend, samples, layers, coverage, reals, host, dict(sorted(integers.items())), *waiting, journal, source
+        )
 
     def _accumulated(self, node: Node) -> str | None:
         """The current behind a train, or None where the train was made of integers that no current led to."""

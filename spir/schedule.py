@@ -78,5 +78,5 @@ def _integrated(node: Node, module: Module) -> bool:
         source = module.definitions.get(name)
         if module.types[name].train is not None:
             return True
-        waiting += [] if source is None else source.operands
+        waiting += [] if source is None else [o for o in source.operands if o not in waiting]
     return False

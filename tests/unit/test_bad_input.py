@@ -218,7 +218,7 @@ def test_passes_that_need_data_say_so(net):
         last = passes.split(", ")[-1]
         assert plain(caught.value) == (
             f"error[data]: calibrate-range needs calibration data\n          pass: {last}\n"
-            "           fix: compile(..., data=images)"
+            "           fix: give data=images, or --data in a shell"
         )
     quantised = spir.compile(net, "fold-bn, calibrate-range, quantize", data=X).module
     with pytest.raises(SpirError, match=r"propagate-scales\{join=rescale\} needs calibration data"):
@@ -581,18 +581,22 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **fields) -> nn.Conv2d:
 
 
 @pytest.mark.parametrize("max_pool", ["keep", "lower"])
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardtanh()], ids=["unsigned", "signed"])
-def test_padding_never_wins_a_maximum(activation, max_pool):
+@pytest.mark.parametrize(
+    ("activation", "code", "pool"),
+    [(nn.ReLU(), "_1", "_2"), (nn.Hardtanh(), "_1.clip", "_2.sum")],
+    ids=["relu", "tanh"],
+)
+def test_padding_never_wins_a_maximum(activation, code, pool, max_pool):
     layer = conv(1, 3)
     with torch.no_grad():
         layer.bias -= 0.4  # many codes are the lowest
     model = nn.Sequential(layer, activation, nn.MaxPool2d(3, 2, 1), conv(3, 2))
     snn = spir.compile(model.eval(), f"@stem{{max_pool={max_pool}}}", data=X, check="off")
     codes = snn.stages[5].module
-    found = {name: codes.types[name].decode(v) for name, v in interpreter.run(codes, X, "_1|_2").items()}
-    pooled = F.max_pool2d(torch.from_numpy(found["_1"]), 3, 2, 1).numpy()
-    np.testing.assert_array_equal(found["_2"], pooled)
-    np.testing.assert_array_equal(snn.trace(X)["_2.code" if max_pool == "keep" else "_2"].decoded, pooled)
+    found = {name: codes.types[name].decode(v) for name, v in interpreter.run(codes, X, f"{code}|{pool}").items()}
+    pooled = F.max_pool2d(torch.from_numpy(found[code]), 3, 2, 1).numpy()
+    np.testing.assert_array_equal(found[pool], pooled)
+    np.testing.assert_array_equal(snn.trace(X)[f"{pool}.code" if max_pool == "keep" else pool].decoded, pooled)
 
 
 @pytest.mark.parametrize("max_pool", ["keep", "lower"])

@@ -65,7 +65,8 @@ def test_everything_that_does_not_convert_stands_in_one_error():
         "        fix: bring both operands to one shape: nothing is broadcast\n"
         "error[unsupported]: Tensor.sigmoid has no conversion\n"
         f"       from: sigmoid (sigmoid, {HERE} line {at['gate =']})\n"
-        "        fix: leave it out of the network and apply it to the logits; the class does not change\n"
+        "        fix: the host computes it on the raw input or behind the last layer; "
+        "in between use ReLU and train again\n"
         "error[unsupported]: the operator * of two activations has no conversion\n"
         f"       from: mul (mul, {HERE} line {at['* gate']})\n"
         "        fix: multiply by constants only: gates do not convert\n"
@@ -394,14 +395,18 @@ def test_forms_that_do_not_convert(function, parts, message, advice):
 
 
 HOSTED = {
-    "sigmoid": (lambda s, x: s.b(s.a(x).sigmoid()), "Tensor.sigmoid", "logits"),
+    "sigmoid": (lambda s, x: s.b(s.a(x).sigmoid()), "Tensor.sigmoid", "last layer"),
     "tanh": (lambda s, x: s.b(torch.tanh(s.a(x))), "torch.tanh", "use ReLU"),
-    "softmax": (lambda s, x: s.b(F.softmax(s.a(x), 1)), "torch.nn.functional.softmax", "logits"),
+    "softmax": (lambda s, x: s.b(F.softmax(s.a(x), 1)), "torch.nn.functional.softmax", "last layer"),
     "product": (lambda s, x: s.b(x * s.a(x)), "the operator * of two activations", "gates do not convert"),
     "conv_transpose2d": (lambda s, x: s.b(F.conv_transpose2d(s.a(x), s.w)), "conv_transpose2d", "nearest upsampling"),
-    "behind a cast of shape": (lambda s, x: s.b(x.flatten(2).sigmoid().view(-1, 4, 8, 8)), "Tensor.sigmoid", "logits"),
-    "in place": (lambda s, x: s.b(in_place(s.a(x))), "Tensor.sigmoid_", "logits"),
-    "before what is refused": (lambda s, x: F.elu(s.a(x).sigmoid()), "Tensor.sigmoid", "logits"),
+    "behind a cast of shape": (
+        lambda s, x: s.b(x.flatten(2).sigmoid().view(-1, 4, 8, 8)),
+        "Tensor.sigmoid",
+        "behind the last layer",
+    ),
+    "in place": (lambda s, x: s.b(in_place(s.a(x))), "Tensor.sigmoid_", "last layer"),
+    "before what is refused": (lambda s, x: F.elu(s.a(x).sigmoid()), "Tensor.sigmoid", "last layer"),
 }
 
 
@@ -566,3 +571,12 @@ def test_torchscript():
     assert str(caught) == (
         "error[trace]: a TorchScript module cannot be traced\n        fix: give the nn.Module that it was made of"
     )
+
+
+def test_lazy_layers_that_never_ran_are_refused_by_name():
+    model = nn.Sequential(nn.LazyConv2d(2, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(SpirError) as refused:
+        TorchFx().read(model, torch.zeros(1, 3, 8, 8))
+    (found,) = refused.value.diagnostics
+    assert (found.code, "0.weight, 0.bias, 3.weight, 3.bias" in found.message) == ("weights", True)
+    assert "run one batch" in str(refused.value)

@@ -98,8 +98,8 @@ def test_a_maximum_of_sums_that_no_law_follows_is_refused_with_its_reader(what):
         f"error[E-MAXPOOL]: %p takes the maximum of sums, and {reader} reads it\n"
         "       from: net.p (net.py line 7)\n"
         "       pass: lower-max-pool\n"
-        "        fix: put a relu before the pool, or behind it with no negative factor in between; or leave "
-        "lower-max-pool out, and the pool stays on integrated values"
+        "        fix: put a relu right before the pool, or behind it with no negative factor in between; or leave "
+        "lower-max-pool out (@stem{max_pool=keep}), and the pool stays on integrated values"
     )
 
 

@@ -297,7 +297,7 @@ def test_rescale_needs_data():
     assert text_of(refusal(quantised, "propagate-scales{join=rescale}")) == (
         "error[data]: propagate-scales{join=rescale} needs calibration data\n"
         "       pass: propagate-scales{join=rescale}\n"
-        "        fix: compile(..., data=images)"
+        "        fix: give data=images, or --data in a shell"
     )
 
 

@@ -166,6 +166,7 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "coverage",
         "reals",
         "host",
+        "integers",
         "windows",
         "latency",
         "delays",
