@@ -82,9 +82,7 @@ def check_signature(model: nn.Module) -> None:
     unborn = [n for n, p in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(p)]
     if unborn:
         what = f"{', '.join(unborn[:4])}: lazy layers have no weights before the model has run"
-        raise error(
-            "weights", what, from_=class_line(model), fix="run one batch through the model, or load its weights"
-        )
+        raise error("weights", what, from_=class_line(model), fix="run one batch through it, or load its weights")
     parameters = inspect.signature(model.forward).parameters.values()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]

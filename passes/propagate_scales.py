@@ -29,6 +29,9 @@ from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
 
+FINER = 16
+"""Bits that a code is multiplied by where a bias is added to it."""
+
 
 @attrs.frozen
 class PropagateScales(Pass):
@@ -165,7 +168,8 @@ class _Walk:
         """The maximum of integers; a bias that varies within a channel is added before, any other after."""
         bias = None if x.bias is None else per_channel(x.bias)
         if bias is not None and bias.ndim > 1:
-            value = self.auxiliary(Integrate(self.steps(node, bias, x.value)), x.value, "biased", node.origin)
+            fine = self.finer(node, x.value, bias)
+            value = self.auxiliary(Integrate(self.steps(node, bias, fine)), fine, "biased", node.origin)
             x, bias = _Carried(value), None
         name = node.result if bias is None else self.rewriter.fresh(f"{node.result}.sum")
         value = self.rewriter.emit(op, x.value, name=name, origin=node.origin)
@@ -378,12 +382,23 @@ class _Walk:
             )
         return Array.of(np.floor(steps + 0.5).astype(np.int64))
 
+    def finer(self, node: Node, value: str, bias: Reals) -> str:
+        """A code in finer steps, where its bias is no whole number of its own."""
+        own = scale_of(self.rewriter.type(value))
+        steps = bias / channelwise(own.floats(), bias.ndim)
+        room = REGISTER_BITS - 1 - max(self.rewriter.type(value).range.magnitude, 1).bit_length()
+        if np.abs(steps - np.floor(steps + 0.5)).max() < 2.0**-12 or not self.is_code(_Carried(value)) or room < FINER:
+            return value
+        finer = Scaling(Array.of([2**FINER]), Array.of(own.floats() / 2**FINER))
+        return self.auxiliary(finer, value, "fine", node.origin)
+
     def readout(self, old: str) -> str:
         """A carried value as integers that lack nothing."""
         x, node = self.carried[old], self.rewriter.module.definitions[old]
         if x.bias is not None:
-            op = Integrate(self.steps(node, per_channel(x.bias), x.value))
-            return self.rewriter.emit(op, x.value, name=old, origin=node.origin)
+            value = self.finer(node, x.value, per_channel(x.bias))
+            op = Integrate(self.steps(node, per_channel(x.bias), value))
+            return self.rewriter.emit(op, value, name=old, origin=node.origin)
         return x.value if self.is_code(x) else self.auxiliary(Integrate(), x.value, "readout", node.origin)
 
     def real(self, old: str) -> str:
