@@ -328,3 +328,12 @@ print(Hw().prepare(module).run(np.array([[0.25, 9.0]]))["q"].tolist(), "torch" i
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert shown.stdout == "[[1, 3]] False\n", shown.stderr
+
+
+@pytest.mark.parametrize("top", [2**24, 2**25, 2**53 // 4])
+def test_constants_of_full_shape_are_added_in_a_type_that_holds_the_sum(top):
+    add = top + np.arange(12).reshape(3, 2, 2) * 2 + 1
+    op = Requant(Array.of([1]), Array.of(add), 1, 0, 2 * top, 1.0)
+    module = module_of(Tensor((3, 2, 2), Int(-1, 1, Scale.of(1.0))), ("y", op, "x"))
+    x = np.random.default_rng(0).integers(-1, 2, (5, 3, 2, 2))
+    np.testing.assert_array_equal(Hw().prepare(module).run(x)["y"], x + add)
