@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spir
+from spir.backends.torch_ops._firing import TorchNamespace
 from spir.driver import backend_of
 from spir.equality import compare
 from spir.errors import SpirError
@@ -19,9 +20,12 @@ from spir.ir import Array, Module, Node, Value, infer
 from spir.ops._linear import WeightedMap
 from spir.ops.add import Add
 from spir.ops.concat import Concat
+from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.max_pool import MaxPool
+from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
+from spir.ops.shift import Shift
 from spir.ops.slice import Slice
 from spir.passes.lower_max_pool import LowerMaxPool
 from spir.passes.quantize import meeting
@@ -169,3 +173,32 @@ def test_groups_of_clips_and_windows_take_one_look_at_each_value():
     assert schedule(module).windows == 1  # 2^40 ways lead back to the input
     assert isinstance(module.types["e"].encoding, Spikes)
     assert meeting(module) == []
+
+
+def test_a_sum_below_a_64th_of_a_step_is_multiplied_by_nothing():
+    module = built(
+        Tensor((1,), Int(-(2**56), 2**56, Scale.of(1.0))),
+        ("d", Dequantize(), "x"),
+        ("q", Quantize(2.0**63, 0, 255), "d"),
+    )
+    (requant,) = [n.op for n in spir.driver.opt(module, "propagate-scales", check="off").module.nodes]
+    assert requant.mul.values.tolist() == [0]
+
+
+@pytest.mark.parametrize(("bias", "refused"), [(2.0**63, True), (-(2.0**63), True), (2.0**62, False)])
+def test_a_readout_bias_of_2_to_the_63_steps_does_not_fit(bias, refused):
+    module = built(
+        Tensor((1,), Int(0, 1, Scale.of(1.0))), ("d", Dequantize(), "x"), ("y", Shift(Array.of([bias])), "d")
+    )
+    if refused:
+        with pytest.raises(SpirError, match="E-VRANGE"):
+            spir.driver.opt(module, "propagate-scales", check="off")
+        return
+    assert spir.driver.opt(module, "propagate-scales", check="off").module.nodes
+
+
+@pytest.mark.parametrize(("x", "y"), [(1, 0), (-1, 0), (0, 1), (2, -1), (5, 3)])
+def test_a_choice_between_two_numbers_on_torch_is_that_of_numpy(x, y):
+    condition = np.array([True, False, True])
+    found = TorchNamespace(constants={}).where(torch.from_numpy(condition), x, y)
+    assert found.tolist() == np.where(condition, x, y).tolist()
