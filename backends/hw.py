@@ -116,14 +116,10 @@ def _on_reals(nodes: list[Node]) -> SpirError:
     )
 
 
-def _bits(interval: Interval) -> tuple[int, int]:
-    """The channel that needs the widest two's complement register, and its bits."""
-    need = [max(int(hi).bit_length(), (-int(lo) - 1).bit_length() if lo < 0 else 0) for lo, hi in _ends(interval)]
-    return need.index(max(need)), max(need) + 1
-
-
-def _ends(interval: Interval) -> list[tuple[int, int]]:
-    return list(zip(interval.lo, interval.hi, strict=True))
+def _widest(interval: Interval) -> tuple[int, int]:
+    """The channel that needs the widest register, and its bits."""
+    bits = interval.bits
+    return bits.index(max(bits)), max(bits)
 
 
 def _register(node: Node, module: Module, found: Mapping[str, Ranges]) -> tuple[int, int, str]:
@@ -133,12 +129,12 @@ def _register(node: Node, module: Module, found: Mapping[str, Ranges]) -> tuple[
         return 0, 0, ""
     if isinstance(node.op, LinearMap):
         moved = isinstance(node.type.encoding, Spikes) or node.op.relabels
-        return (0, 0, "") if moved else (*_bits(mine.frame), "the weight sum")
+        return (0, 0, "") if moved else (*_widest(mine.frame), "the weight sum")
     state = found[node.operands[0]]
     held = state.value | state.prefix if first.train is not None else state.value
     if isinstance(node.op, Integrate):
         held = held | mine.value
-    return (*_bits(held), "the accumulator")
+    return (*_widest(held), "the accumulator")
 
 
 def _merged(module: Module, found: Mapping[str, Ranges], accumulator: int) -> frozenset[str]:
@@ -158,5 +154,5 @@ def _mergeable(name: str, module: Module, ranges: Ranges, accumulator: int) -> b
     train = module.types[name].train
     readers = [node.op for node in module.readers[name] if not isinstance(node.op, LinearMap)]
     function = all(isinstance(op, Integrate) or triple_of(op) is not None for op in readers)
-    fits = _bits(ranges.value | ranges.prefix)[1] <= accumulator
+    fits = max((ranges.value | ranges.prefix).bits) <= accumulator
     return train is not None and train.code == "bits" and function and fits

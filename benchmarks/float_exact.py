@@ -13,7 +13,6 @@ import copy
 import math
 import time
 
-import attrs
 import numpy as np
 import torch
 from rich.console import Console
@@ -21,7 +20,8 @@ from rich.table import Table
 
 import spir
 from benchmarks.data import Images
-from benchmarks.stem_exact import BATCH_BYTES, STEM, Subject, bytes_of, log, networks
+from benchmarks.stem_exact import BATCH_BYTES, STEM, Subject, log, networks
+from spir.batches import bytes_per_sample
 from spir.contracts import Change, changes
 from spir.errors import SpirError
 from spir.interpreter import decoded, run
@@ -52,17 +52,14 @@ def folded(before: Module, after: Module, x: Images) -> float:
     worst: dict[str, Change] = {}
     for part in parts(x, before, after):
         for change in changes(decoded(before, run(before, part, "*")), decoded(after, run(after, part, "*"))):
-            known = worst.get(change.value, change)
-            largest = float(np.maximum(known.largest, change.largest))  # unlike max, it hands NaN on
-            magnitude = float(np.maximum(known.magnitude, change.magnitude))
-            worst[change.value] = attrs.evolve(known, largest=largest, magnitude=magnitude)
+            known = worst.get(change.value)
+            worst[change.value] = change if known is None else known + change
     return max(change.relative for change in worst.values())
 
 
 def parts(x: Images, *modules: Module) -> list[Images]:
     """The images in parts so small that every value of the modules, stored and decoded, is held in about 2 GB."""
-    held = sum(2 * bytes_of(module.types.values()) for module in modules)
-    return np.array_split(x, math.ceil(len(x) * held / BATCH_BYTES))
+    return np.array_split(x, math.ceil(len(x) * 2 * bytes_per_sample(*modules) / BATCH_BYTES))
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ import spir
 from benchmarks.data import Images, Judged, Labels, cifar10, data_file, imagenet, mnist
 from benchmarks.networks import NETWORKS, STORED
 from spir.backend import Executable
+from spir.batches import bytes_of
 from spir.demo.lenet import lenet5
 from spir.driver import backend_of
 from spir.equality import compare, shared
 from spir.errors import SpirError
 from spir.ir import Module
-from spir.types import Stored, Tensor
+from spir.types import Stored
 
 CALIBRATION = 200
 BACKENDS = ("serial", "hw{collapse=off}", "hw")
@@ -141,11 +142,6 @@ def logged(what: str, total: int) -> Callable[[int], None]:
             log(f"{what}: {done} of {total} images in {now - begin:.0f} s")
 
     return progress
-
-
-def bytes_of(types: Iterable[Tensor]) -> int:
-    """Bytes that one sample of these values takes, every frame in 8 bytes."""
-    return sum(8 * type_.size * type_.steps for type_ in types)
 
 
 def batch_of(reference: Module, candidate: Module, executable: Executable) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import numpy as np
 
 from spir.ir import Array, Node, Origin
-from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise
+from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise, per_channel
 from spir.ops.concat import Concat
 from spir.ops.max_pool import MaxPool
 from spir.ops.scale import Scaling
@@ -96,9 +98,18 @@ def _passed(node: Node, given: list[Affine], shapes: list[Shape]) -> tuple[Reals
                 return None
             gain = first.gain
     assert isinstance(node.op, LinearMap)  # max_pool is the one that is not
-    zeros = (np.zeros(s) if a.offset is None else a.offset for a, s in zip(given, shapes, strict=True))
-    offset = node.op.apply(*(z[None] for z in zeros), real=True)[0]
-    return gain, offset if offset.any() else None
+    offset = offset_behind(node.op, [a.offset for a in given], shapes)
+    return gain, None if offset is None or not offset.any() else offset
+
+
+def offset_behind(op: LinearMap, offsets: Sequence[Reals | None], shapes: Sequence[Shape]) -> Reals | None:
+    """What a linear map, less its own bias, makes of its operands' offsets ``[*shape]``; None where none has one."""
+    if all(offset is None for offset in offsets):
+        return None
+    plain = attrs.evolve(op, bias=None) if isinstance(op, WeightedMap) else op
+    filled = (np.zeros(s) if o is None else o for o, s in zip(offsets, shapes, strict=True))
+    found: Reals = plain.apply(*(o[None] for o in filled), real=True)[0]
+    return found
 
 
 def folded(op: WeightedMap, operand: str, rewriter: Rewriter) -> tuple[WeightedMap, str, Reals | None]:
@@ -110,14 +121,10 @@ def folded(op: WeightedMap, operand: str, rewriter: Rewriter) -> tuple[WeightedM
     inputs = weight.shape[1]
     each = np.repeat(found.gain.reshape(channels // inputs, inputs), len(weight) * inputs // channels, axis=0)
     scaled = attrs.evolve(op, weight=Array.of(weight * each.reshape(len(weight), inputs, *(1,) * (weight.ndim - 2))))
-    if found.offset is None:
-        return scaled, found.value, None
-    added = attrs.evolve(op, bias=None).apply(found.offset[None], real=True)[0]
-    return scaled, found.value, added if added.any() else None
+    added = offset_behind(op, [found.offset], [rewriter.type(found.value).shape])
+    return scaled, found.value, None if added is None or not added.any() else added
 
 
 def shifted(value: str, offset: Reals, name: str, origin: Origin, rewriter: Rewriter) -> str:
     """A constant on a value, one a channel where that says it all."""
-    rows = offset.reshape(len(offset), -1)
-    whole = offset if (rows != rows[:, :1]).any() else rows[:, 0]
-    return rewriter.emit(Shift(Array.of(whole)), value, name=name, origin=origin)
+    return rewriter.emit(Shift(Array.of(per_channel(offset))), value, name=name, origin=origin)

@@ -136,20 +136,19 @@ class CalibrateRange(Pass):
             raise error("option", f"{self.name}: method={self.method} takes no percentile", fix="method=percentile")
         if self.method != "mse" and self.bits is not None:
             raise error("option", f"{self.name}: method={self.method} takes no bits", fix="method=mse, or no bits")
-        points, rewriter = self._points(module), Rewriter(module, self.name)
+        hosted, rewriter = _hosted(module), Rewriter(module, self.name)
+        points = self._points(module, hosted)
         ends = self._measure(module, context, points)
         live = max((float(np.max(np.maximum(-low, high))) for low, high in ends.values()), default=0.0) or 1.0
-        source, hosted = module.input.name, _hosted(module)
+        source = module.input.name
         if source in points:
             readers = module.readers[source]
             origin = rewriter.origin(readers[0].origin if readers else None, "input")
             self._enter(source, origin, _around(ends[source], live), rewriter)
         for node in module.nodes:
             point = points.get(node.result)
-            if node.result in hosted:
-                rewriter.emit(
-                    node.op, *node.operands, name=node.result, origin=node.origin
-                )  # reads what is not clipped
+            if node.result in hosted:  # it reads what is not clipped
+                rewriter.emit(node.op, *node.operands, name=node.result, origin=node.origin)
             elif point is None or point.signed:
                 rewriter.keep(node)
             else:
@@ -161,10 +160,10 @@ class CalibrateRange(Pass):
                 self._enter(node.result, node.origin, (low, high) if node.result in hosted else (-top, top), rewriter)
         return rewriter.finish()
 
-    def _points(self, module: Module) -> dict[str, _Point]:
+    def _points(self, module: Module, hosted: set[str]) -> dict[str, _Point]:
         """The values that need a range: what enters the network, activations, and sums that weights read."""
         none, sums = np.array([np.inf]), _read_by_weights(module)
-        found = {name: _Point(-none, none, signed=True) for name in _entering(module) if not _ranged(name, module)}
+        found = {n: _Point(-none, none, signed=True) for n in _entering(module, hosted) if not _ranged(n, module)}
         for node in module.nodes:
             chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
             if chosen and (point := _point(node, sums)):
@@ -234,11 +233,11 @@ class CalibrateRange(Pass):
     def _values(self, module: Module, context: Context, points: Mapping[str, _Point]) -> Iterator[tuple[str, Reals]]:
         """Batch by batch the values ``[G, n]`` of every point; G is 1, or the channels."""
         assert context.data is not None  # run refused
+        apart = {n for n, p in points.items() if self.per == "channel" and not p.signed and _keeps_channels(n, module)}
         for batch in context.evaluate(module, context.data, "|".join(sorted(points))):
             for name in points.keys() & batch.keys():
-                x, point = batch[name], points[name]
-                each = self.per == "channel" and not point.signed and _keeps_channels(name, module)
-                yield name, x.swapaxes(0, 1).reshape(x.shape[1], -1) if each else x.reshape(1, -1)
+                x = batch[name]
+                yield name, x.swapaxes(0, 1).reshape(x.shape[1], -1) if name in apart else x.reshape(1, -1)
 
 
 def _around(ends: Ends, live: float) -> tuple[float, float]:
@@ -263,9 +262,9 @@ def _hosted(module: Module) -> set[str]:
     return hosted
 
 
-def _entering(module: Module) -> list[str]:
+def _entering(module: Module, hosted: set[str]) -> list[str]:
     """The input and what the host makes of it, where the network reads them."""
-    known = [module.input.name, *_hosted(module)] if isinstance(module.input.type.encoding, Real) else []
+    known = [module.input.name, *hosted] if isinstance(module.input.type.encoding, Real) else []
     return [name for name in module.types if name in known and any(not n.op.host for n in module.readers[name])]
 
 

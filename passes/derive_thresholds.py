@@ -64,11 +64,7 @@ class DeriveThresholds(Pass):
         trains = [rewriter.type(o).train for o in operands]
         match node.op:
             case Requant():
-                total = operands[0]
-                if trains[0] is not None:
-                    name = rewriter.fresh(f"{node.result}.integral")
-                    total = rewriter.emit(Integrate(), total, name=name, origin=node.origin)
-                return encoded(node, total, neuron.derive(node.op), rewriter)
+                return encoded(node, integrated(operands[0], rewriter, node), neuron.derive(node.op), rewriter)
             case Quantize():
                 code = rewriter.keep(node)
                 name = rewriter.fresh(f"{node.result}.train")
@@ -121,11 +117,16 @@ def pooled_apart(node: Node, joined: Node, rewriter: Rewriter) -> str:
 
 
 def integral(value: str, rewriter: Rewriter, node: Node) -> str:
-    """The integers that a train or current decodes to: what was encoded, else an integral."""
+    """The integers of a value: what was encoded, else an integral."""
     source = rewriter.definition(value)
-    if rewriter.type(value).train is None:
-        return value
     if source is not None and isinstance(source.op, Encode):
         return source.operands[0]
+    return integrated(value, rewriter, node)
+
+
+def integrated(value: str, rewriter: Rewriter, node: Node) -> str:
+    """The integral of a train or current; integers as they are."""
+    if rewriter.type(value).train is None:
+        return value
     name = rewriter.fresh(f"{node.result}.integral")
     return rewriter.emit(Integrate(), value, name=name, origin=node.origin)

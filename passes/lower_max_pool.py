@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import ClassVar
 
 import attrs
-import numpy as np
 
 from spir.contracts import Contract, Exact
 from spir.errors import SpirError, error, raise_all
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap, Relabelling
+from spir.ops._linear import Relabelling
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
 from spir.ops.concat import Concat
 from spir.ops.encode import Encode
 from spir.ops.max_pool import MaxPool
 from spir.ops.pad import Pad
-from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.ops.slice import Slice
 from spir.options import option
+from spir.passes._codes import is_code
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Int, Real, Shape, Spikes, scale_of
 
@@ -57,12 +56,7 @@ class LowerMaxPool(Pass):
         if not pools:
             return module
         rewriter = _Tournament(module, self.name, materialise=self.materialise)
-        for node in module.nodes:
-            if self.selects(node) and (value := self.rewrite(node, rewriter)) is not None:
-                rewriter.replace(node.result, value)
-            else:
-                rewriter.keep(node)
-        lowered = rewriter.finish()
+        lowered = self.walk(rewriter, self.rewrite)
         raise_all(_left(n, lowered) for n in lowered.nodes if isinstance(n.op, MaxPool) and self.selects(n))
         for text in rewriter.notes:
             context.note(text)
@@ -73,7 +67,7 @@ class LowerMaxPool(Pass):
         assert isinstance(rewriter, _Tournament)  # run made it
         operand = rewriter.now(node.operands[0])
         match node.op:
-            case MaxPool() if code_of(operand, rewriter) is not None and not _apart(node.op, operand, rewriter):
+            case MaxPool() if _is_one_code(operand, rewriter) and not _apart(node.op, operand, rewriter):
                 return rewriter.lowered(node, node.op, operand)
             case Requant() if _monotone(node.op):
                 return self._hoisted(node, node.op, operand, rewriter)
@@ -125,21 +119,11 @@ def _monotone(op: Requant) -> bool:
     return bool((op.mul.values >= 0).all()) and op.mul.values.ndim == 1 and op.add.values.ndim == 1
 
 
-def code_of(value: str, rewriter: Rewriter) -> tuple[int, int] | None:
-    """The range of an activation's code, moved perhaps; None for a sum."""
-    waiting = [value]
-    for name in waiting:
-        source = rewriter.definition(name)
-        if source is None or not isinstance(source.op, (Requant, Quantize, LinearMap)):
-            return None
-        if isinstance(source.op, LinearMap) and not source.op.relabels:
-            return None
-        if isinstance(source.op, LinearMap):
-            waiting += [o for o in source.operands if o not in waiting]
+def _is_one_code(value: str, rewriter: Rewriter) -> bool:
+    """Whether a value is a code of one scale, or a concatenation of such."""
     found, last = rewriter.type(value).encoding, rewriter.definition(value)
-    if not isinstance(found, Int) or (found.scale.size > 1 and not (last and isinstance(last.op, Concat))):
-        return None
-    return found.lo, found.hi
+    even = isinstance(found, Int) and (found.scale.size == 1 or (last is not None and isinstance(last.op, Concat)))
+    return even and is_code(value, rewriter, pools=False)
 
 
 def _apart(op: MaxPool, operand: str, rewriter: Rewriter, lo: int | None = None) -> bool:
@@ -246,7 +230,7 @@ class _Tournament(Rewriter):
         return players[0], rounds
 
     def maximum(self, a: str, b: str, code: Int) -> str:
-        """B + relu(a - b)."""
+        """The larger of two: b + relu(a - b)."""
         minus = self.auxiliary(Scaling(Array.of([-1])), b)
         span = Spikes.limits((code.hi - code.lo).bit_length(), "bits", signed=False)
         over = self.neuron(self.auxiliary(Add(), a, minus), *span, code)
@@ -254,9 +238,8 @@ class _Tournament(Rewriter):
 
     def neuron(self, x: str, lo: int, hi: int, code: Int) -> str:
         """The identity on ``lo..hi``, as a requant."""
-        one, zero = Array.of(np.ones(1, dtype=np.int64)), Array.of(np.zeros(1, dtype=np.int64))
         self._neurons += self.type(x).size
-        return self.auxiliary(Requant(one, zero, 1, lo, hi, float(code.scale.floats()[0])), x)
+        return self.auxiliary(Requant(Array.of([1]), Array.of([0]), 1, lo, hi, float(code.scale.floats()[0])), x)
 
     def auxiliary(self, op: Op, *operands: str) -> str:
         """A value of the tournament."""

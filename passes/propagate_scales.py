@@ -13,7 +13,7 @@ import numpy as np
 from spir.contracts import Bounded, Calibrated, Contract
 from spir.errors import SpirError, error
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap, WeightedMap, channelwise
+from spir.ops._linear import LinearMap, WeightedMap, channelwise, per_channel
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.concat import Concat
@@ -25,6 +25,8 @@ from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._codes import is_code
+from spir.passes._gains import offset_behind
 from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
@@ -142,11 +144,7 @@ class _Walk:
         if isinstance(op, Add) or (isinstance(op, Concat) and (op.axis > 0 or self.summed(node))):
             operands = self.meet(node, operands)
         shapes = [self.rewriter.type(c.value).shape for c in operands]
-        bias = None
-        if any(c.bias is not None for c in operands):
-            zeros = (np.zeros(s) if c.bias is None else c.bias for c, s in zip(operands, shapes, strict=True))
-            plain = attrs.evolve(op, bias=None) if isinstance(op, WeightedMap) else op
-            bias = plain.apply(*(z[None] for z in zeros), real=True)[0]
+        bias = offset_behind(op, [c.bias for c in operands], shapes)
         if isinstance(op, WeightedMap) and op.bias is not None:
             own = np.broadcast_to(channelwise(op.bias.values, len(node.type.shape)), node.type.shape)
             bias = own if bias is None else bias + own
@@ -307,7 +305,7 @@ class _Walk:
             SpirError[E-RESID-SCALE]: the activations alone do not meet.
         """
         types = [self.rewriter.type(c.value) for c in operands]
-        codes = [self.is_code(c) for c in operands]
+        codes = [c.bias is None and self.is_code(c.value) for c in operands]
         ranges = [t.encoding for t, code in zip(types, codes, strict=True) if code]
         bits = max((_bits(e) for e in ranges if isinstance(e, Int)), default=self.code_bits)
         top = 2 ** (bits - 1) - 1
@@ -349,18 +347,9 @@ class _Walk:
             else "a larger width, or fewer bits: activations this far apart do not meet in one step",
         )
 
-    def is_code(self, operand: _Carried) -> bool:
-        """Whether a value is an activation's code, moved perhaps, and not a sum."""
-        waiting = [operand.value]
-        for value in waiting:
-            source = self.rewriter.definition(value)
-            if source is None or not isinstance(source.op, (Requant, Quantize, LinearMap, MaxPool)):
-                return False
-            if isinstance(source.op, LinearMap) and not source.op.relabels:
-                return False
-            if not isinstance(source.op, (Requant, Quantize)):
-                waiting += [o for o in source.operands if o not in waiting]
-        return operand.bias is None
+    def is_code(self, value: str) -> bool:
+        """Whether a value is an activation's code, and not a sum."""
+        return is_code(value, self.rewriter, pools=True)
 
     def auxiliary(self, op: Op, operand: str, suffix: str, origin: Origin) -> str:
         """A value that the old module did not have."""
@@ -387,7 +376,7 @@ class _Walk:
         own = scale_of(self.rewriter.type(value))
         steps = bias / channelwise(own.floats(), bias.ndim)
         room = REGISTER_BITS - 1 - max(self.rewriter.type(value).range.magnitude, 1).bit_length()
-        if np.abs(steps - np.floor(steps + 0.5)).max() < 2.0**-12 or not self.is_code(_Carried(value)) or room < FINER:
+        if np.abs(steps - np.floor(steps + 0.5)).max() < 2.0**-12 or not self.is_code(value) or room < FINER:
             return value
         finer = Scaling(Array.of([2**FINER]), Array.of(own.floats() / 2**FINER))
         return self.auxiliary(finer, value, "fine", node.origin)
@@ -399,7 +388,7 @@ class _Walk:
             value = self.finer(node, x.value, per_channel(x.bias))
             op = Integrate(self.steps(node, per_channel(x.bias), value))
             return self.rewriter.emit(op, value, name=old, origin=node.origin)
-        return x.value if self.is_code(x) else self.auxiliary(Integrate(), x.value, "readout", node.origin)
+        return x.value if self.is_code(x.value) else self.auxiliary(Integrate(), x.value, "readout", node.origin)
 
     def real(self, old: str) -> str:
         """The real number that a carried value stands for, for the host."""
@@ -408,7 +397,7 @@ class _Walk:
         known = self.hosted.get(old)
         if known is None:
             origin, value = self.rewriter.module.definitions[old].origin, self.readout(old)
-            if self.is_code(_Carried(value)):
+            if self.is_code(value):
                 value = self.auxiliary(Integrate(), value, "readout", origin)
             known = self.hosted[old] = self.auxiliary(Dequantize(), value, "real", origin)
         return known
@@ -427,12 +416,6 @@ def _fine(scales: Sequence[Fraction]) -> float:
     while any((r := s / finest * 2**extra).denominator > 1 and r < 2**12 for s in scales):
         extra += 1
     return float(finest / 2**extra)
-
-
-def per_channel(bias: Reals) -> Reals:
-    """``[*shape]`` as ``[C]`` where every position of a channel agrees."""
-    flat = bias.reshape(len(bias), -1)
-    return flat[:, 0] if (flat == flat[:, :1]).all() else bias
 
 
 def _bits(encoding: Int) -> int:

@@ -52,17 +52,12 @@ class Quantize(Pass):
         """Refuses activations without a range, all at once; then quantises."""
         raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
         steps = self._steps(module)
-        rewriter = Rewriter(module, self.name)
-        for node in module.nodes:
-            if not self.selects(node):
-                rewriter.keep(node)
-            elif node.result in steps:
-                rewriter.replace(node.result, self._codes(node, steps[node.result], rewriter))
-            elif (value := self.rewrite(node, rewriter)) is not None:
-                rewriter.replace(node.result, value)
-            else:
-                rewriter.keep(node)
-        return rewriter.finish()
+
+        def rewrite(node: Node, rewriter: Rewriter) -> str | None:
+            step = steps.get(node.result)
+            return self.rewrite(node, rewriter) if step is None else self._codes(node, step, rewriter)
+
+        return self.walk(Rewriter(module, self.name), rewrite)
 
     def _steps(self, module: Module) -> dict[str, float]:
         """The step of every clip of reals: the widest of those that it meets in concatenations."""
@@ -94,9 +89,8 @@ class Quantize(Pass):
     def _codes(self, node: Node, step: float, rewriter: Rewriter) -> str:
         """A clip as a quantiser of a step that others may share."""
         op = self._quantiser(node, rewriter.module)
-        gain = (
-            1.0 if _enters(node, rewriter.module) else short(op.scale / step)
-        )  # hardware has no gain before its input
+        # hardware has no gain before its input
+        gain = 1.0 if _enters(node, rewriter.module) else short(op.scale / step)
         operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
         if gain == 1:
             rewriter.emit(attrs.evolve(op, scale=step), operand, name=code, origin=node.origin)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
 from spir.ir import Module
+from spir.types import Tensor
 
 WORD = 8
 """Bytes of a stored number, int64 or float64."""
 
 
+def bytes_of(types: Iterable[Tensor]) -> int:
+    """What stored values of these types take for one sample, every frame counted."""
+    return sum(WORD * t.size * t.steps for t in types)
+
+
 def bytes_per_sample(*modules: Module) -> int:
-    """What all stored values of one sample take, every frame counted: no run holds more."""
-    return sum(WORD * t.size * t.steps for module in modules for t in module.types.values())
+    """What all stored values of one sample take: no run holds more."""
+    return sum(bytes_of(module.types.values()) for module in modules)
 
 
 def at_once(budget: int, *modules: Module) -> int:

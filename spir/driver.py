@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spir import artifact, pipeline, report
 from spir.backend import Backend, Executable
-from spir.batches import WORD
+from spir.batches import bytes_of, count, cut
 from spir.discovery import find, names
 from spir.errors import Diagnostic, SpirWarning, error, located
 from spir.ir import Module, kept
@@ -87,8 +87,8 @@ class Context:
     ) -> Iterator[Mapping[str, Reals]]:
         """Decoded values of the names that match ``keep``, ``batch`` samples at a time, else as memory permits."""
         executable = backend_of("serial").prepare(module)
-        for start, stop in _chunks(len(x), batch or _at_once(executable, module, keep)):
-            stored = executable.run(x[start:stop], keep)
+        for part in cut(module, x, batch or _at_once(executable, module, keep)):
+            stored = executable.run(part, keep)
             yield {name: module.types[name].decode(stored.pop(name)) for name in list(stored)}
 
 
@@ -157,7 +157,7 @@ class Compiled:
         counter = report.Counter(self.module)
         for part in self._runs(batch, counter.keep):
             counter.add({name: t.stored for name, t in part.items()})
-        return counter.finish(batch.shape[self._axis], self.journal, self.source, str(self.backend.name))
+        return counter.finish(count(self.module, batch), self.journal, self.source, str(self.backend.name))
 
     def save(self, path: str | Path) -> None:
         """Writes the artifact folder whole or not at all; an older artifact there is replaced.
@@ -176,14 +176,9 @@ class Compiled:
         """
         artifact.write_stages(Path(path), self.stages)
 
-    @property
-    def _axis(self) -> int:
-        """The batch axis of the input: trains have their frames before it."""
-        return 0 if self.module.input.type.train is None else 1
-
     def _batch(self, x: Any) -> NDArray[Any]:
         batch = _array(x, "the input")
-        if self._axis:
+        if self.module.input.type.train is not None:
             self.module.input.type.read(batch)
             return batch
         shape = self.module.input.type.shape
@@ -197,8 +192,8 @@ class Compiled:
         return batch
 
     def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
-        for start, stop in _chunks(batch.shape[self._axis], _at_once(self.executable, self.module, keep)):
-            stored = self.executable.run(batch[:, start:stop] if self._axis else batch[start:stop], keep)
+        for part in cut(self.module, batch, _at_once(self.executable, self.module, keep)):
+            stored = self.executable.run(part, keep)
             yield {name: Trace(self.module.types[name], values) for name, values in stored.items()}
 
 
@@ -450,9 +445,5 @@ def _digest(x: NDArray[Any]) -> str:
 
 def _at_once(executable: Executable, module: Module, keep: str) -> int:
     """Samples that memory takes, with what is kept of them."""
-    shown = sum(WORD * t.size * t.steps for name, t in module.types.items() if kept(name, keep))
+    shown = bytes_of(t for name, t in module.types.items() if kept(name, keep))
     return max(1, CHUNK_BYTES // max(1, executable.bytes_per_sample + shown))
-
-
-def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + size, count)) for start in range(0, count, size))

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from spir import interpreter
+from spir import batches, interpreter
 from spir.backend import Executable
 from spir.errors import error
 from spir.ir import Module
@@ -70,8 +70,8 @@ def compare(
     names = shared(reference, candidate)
     keep = "|".join(names)
     totals = {name: [0, 0, 0] for name in names}
-    for start in range(0, len(x), batch):
-        part = x[start : start + batch]
+    done = 0
+    for part in batches.cut(reference, x, batch):
         wanted = interpreter.run(reference, part, keep)
         found = executable.run(part, keep)
         for name in names:
@@ -80,7 +80,7 @@ def compare(
             for index, count in enumerate((a.size, int((a != b).sum()), int((a != 0).sum()))):
                 totals[name][index] += count
         del wanted, found  # before the next batch makes its own
-        progress(min(start + batch, len(x)))
+        progress(done := done + batches.count(reference, part))
     return tuple(Agreement(name, *counts) for name, counts in totals.items())
 
 

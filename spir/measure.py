@@ -134,8 +134,7 @@ def _groups(before: Module, after: Module) -> Iterator[list[Pair]]:
     group: list[Pair] = []
     total = 0
     for pair in pairs(before, after):
-        sides = (before.types[pair[0]], after.types[pair[1]])
-        taken = sum(batches.WORD * t.size * t.steps for t in sides)
+        taken = batches.bytes_of((before.types[pair[0]], after.types[pair[1]]))
         if group and total + taken > GROUP_BYTES:
             yield group
             group, total = [], 0

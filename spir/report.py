@@ -18,7 +18,7 @@ from spir.ops.requant import Requant
 from spir.pipeline import Entry
 from spir.ranges import analyse
 from spir.schedule import Delay, schedule
-from spir.types import Interval, Real, Spikes, Stored
+from spir.types import Real, Spikes, Stored
 
 SCHEMA = "spir-report/1"
 
@@ -141,12 +141,6 @@ def _waiting(delays: tuple[Delay, ...]) -> str:
     return f"; {len(delays)} skip paths wait, %{last.operand} longest: {last.steps} steps, for %{last.result}"
 
 
-def _bits(interval: Interval) -> int:
-    """Bits of a two's complement register that holds a range."""
-    lo, hi = interval.hull
-    return max(hi.bit_length(), (-lo - 1).bit_length() if lo < 0 else 0) + 1
-
-
 def _change(entry: Entry) -> str:
     if not entry.largest:
         return "nothing changed"
@@ -239,6 +233,6 @@ class Counter:
             negative=self._negative[node.result] / samples,
             rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
             synaptic_operations=operations / samples,
-            sum_bits=_bits(state.frame) if state else 0,
-            state_bits=_bits(state.value | state.prefix) if state else 0,
+            sum_bits=max(state.frame.bits) if state else 0,
+            state_bits=max((state.value | state.prefix).bits) if state else 0,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -58,9 +58,12 @@ class Pass:
 
     def run(self, module: Module, context: Context) -> Module:
         """The rewritten module: by default `rewrite` for every selected node, in order."""
-        rewriter = Rewriter(module, self.name)
-        for node in module.nodes:
-            if self.selects(node) and (value := self.rewrite(node, rewriter)) is not None:
+        return self.walk(Rewriter(module, self.name), self.rewrite)
+
+    def walk(self, rewriter: Rewriter, rewrite: Callable[[Node, Rewriter], str | None]) -> Module:
+        """The rewriter's module with every selected node rewritten, in order, and the others kept."""
+        for node in rewriter.module.nodes:
+            if self.selects(node) and (value := rewrite(node, rewriter)) is not None:
                 rewriter.replace(node.result, value)
             else:
                 rewriter.keep(node)

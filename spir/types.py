@@ -121,6 +121,11 @@ class Interval:
         lo, hi = self.hull
         return max(-lo, hi)
 
+    @property
+    def bits(self) -> list[int]:
+        """For each entry, the bits of a two's complement register that holds it."""
+        return [max(int(hi), ~int(lo)).bit_length() + 1 for lo, hi in zip(self.lo, self.hi, strict=True)]
+
     def with_zero(self) -> Interval:
         """The smallest interval that also holds 0: what a partial or padded sum starts from."""
         return Interval(np.minimum(self.lo, 0), np.maximum(self.hi, 0))

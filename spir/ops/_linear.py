@@ -226,6 +226,12 @@ def channelwise(values: NDArray[Any], rank: int) -> NDArray[Any]:
     return values if values.ndim > 1 else values.reshape((-1,) + (1,) * (rank - 1))
 
 
+def per_channel(values: NDArray[Any]) -> NDArray[Any]:
+    """``[*shape]`` as ``[C]`` where every position of a channel agrees."""
+    flat = values.reshape(len(values), -1)
+    return flat[:, 0] if (flat == flat[:, :1]).all() else values
+
+
 @attrs.frozen
 class Relabelling(LinearMap):
     """A map of one operand whose result elements are each one operand element, or 0: spikes stay spikes.
@@ -298,10 +304,15 @@ def surrounded(x: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> NDArray[Any
     return padded
 
 
+def windows(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> int:
+    """How many windows a padded row of ``size`` holds; below 1: not one."""
+    return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
 def reached(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> NDArray[np.bool_]:
     """Which taps of a window lie inside a padded row of ``size``: the distinct cases, ``[cases, kernel]``."""
-    windows = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-    at = np.arange(windows)[:, None] * stride + np.arange(kernel)[None] * dilation - before
+    count = windows(size, kernel, stride, dilation, before, after)
+    at = np.arange(count)[:, None] * stride + np.arange(kernel)[None] * dilation - before
     return np.unique((at >= 0) & (at < size), axis=0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import error
-from spir.ops._linear import LinearMap, reached, surrounded
+from spir.ops._linear import LinearMap, reached, surrounded, windows
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, same_scale
 
 
@@ -37,8 +37,8 @@ class AvgPool(LinearMap):
         if min(*self.kernel, *self.stride) < 1 or min(self.padding) < 0:
             raise error("type", "kernel and stride are positive, padding is not negative")
         top, bottom, left, right = self.padding
-        height = (shape[1] + top + bottom - self.kernel[0]) // self.stride[0] + 1
-        width = (shape[2] + left + right - self.kernel[1]) // self.stride[1] + 1
+        height = windows(shape[1], self.kernel[0], self.stride[0], 1, top, bottom)
+        width = windows(shape[2], self.kernel[1], self.stride[1], 1, left, right)
         if height < 1 or width < 1:
             raise error("type", f"a window of {self.kernel[0]}x{self.kernel[1]} does not fit {shape[1]}x{shape[2]}")
         return shape[0], height, width

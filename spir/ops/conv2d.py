@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._linear import WeightedMap, channelwise, reached, split_by_sign, surrounded, weighted, widest
+from spir.ops._linear import WeightedMap, channelwise, reached, split_by_sign, surrounded, weighted, widest, windows
 from spir.types import Int, Interval, Real, Scale, Shape, Spikes, Tensor, scale_of
 
 
@@ -46,8 +46,8 @@ class Conv2d(WeightedMap):
         if min(*self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise error("type", "stride and dilation are positive, padding is not negative")
         top, bottom, left, right = self.padding
-        height = (shape[1] + top + bottom - self.dilation[0] * (kh - 1) - 1) // self.stride[0] + 1
-        width = (shape[2] + left + right - self.dilation[1] * (kw - 1) - 1) // self.stride[1] + 1
+        height = windows(shape[1], kh, self.stride[0], self.dilation[0], top, bottom)
+        width = windows(shape[2], kw, self.stride[1], self.dilation[1], left, right)
         if height < 1 or width < 1:
             raise error("type", f"a {kh}x{kw} kernel does not fit into {shape[1]}x{shape[2]} with this padding")
         return outputs, height, width

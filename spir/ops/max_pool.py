@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Op
-from spir.ops._linear import reached
+from spir.ops._linear import reached, windows
 from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Stored, Tensor
 
 
@@ -37,8 +37,8 @@ class MaxPool(Op):
         if min(*self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise error("type", "kernel, stride and dilation are positive, padding is not negative")
         top, bottom, left, right = self.padding
-        height = (shape[1] + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
-        width = (shape[2] + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+        height = windows(shape[1], self.kernel[0], self.stride[0], self.dilation[0], top, bottom)
+        width = windows(shape[2], self.kernel[1], self.stride[1], self.dilation[1], left, right)
         if height < 1 or width < 1:
             raise error("type", f"a window of {self.kernel[0]}x{self.kernel[1]} does not fit {shape[1]}x{shape[2]}")
         for size, axis, ends in ((shape[1], 0, (top, bottom)), (shape[2], 1, (left, right))):

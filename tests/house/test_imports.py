@@ -63,7 +63,7 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.recipes": ("spir.errors", "spir.discovery", "spir.options", "spir.rewriting", "spir.pipeline"),
     "spir.report": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.artifact": (*REWRITING, "spir.pipeline", "spir.backend"),
-    "spir.equality": (*MEANING, "spir.backend"),
+    "spir.equality": (*MEANING, "spir.batches", "spir.backend"),
     "spir.difference": (*MEANING, "spir.probes", "spir.batches", "spir.backend"),
     "spir.driver": RESULTS,
     "spir": (*RESULTS, "spir.driver"),

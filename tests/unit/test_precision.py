@@ -16,7 +16,7 @@ from spir.backends.torch_ops._firing import TorchNamespace
 from spir.driver import backend_of
 from spir.equality import compare
 from spir.errors import SpirError
-from spir.ir import Array, Module, Node, Value, infer
+from spir.ir import Array
 from spir.ops._linear import WeightedMap
 from spir.ops.add import Add
 from spir.ops.concat import Concat
@@ -30,7 +30,8 @@ from spir.ops.slice import Slice
 from spir.passes.lower_max_pool import LowerMaxPool
 from spir.passes.quantize import meeting
 from spir.schedule import schedule
-from spir.types import Int, Scale, Spikes, Tensor
+from spir.types import Int, Scale, Spikes
+from tests.unit.small_networks import network
 
 X = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
 SPIKING = "derive-thresholds{neuron=stem}, fuse-neuron"
@@ -142,54 +143,42 @@ def test_pools_of_pools_materialise_by_themselves():
     assert compiled(model, stages(8, after="lower-max-pool{materialise=off}, "))[1] < 0.04
 
 
-def built(x: Tensor, *lines: tuple[str, Any, str]) -> Module:
-    types, nodes = {"x": x}, []
-    for name, op, operands in lines:
-        read = tuple(operands.split())
-        types[name] = infer(op, tuple(types[o] for o in read))
-        nodes.append(Node(name, op, read, types[name]))
-    return Module(Value("x", x), tuple(nodes), lines[-1][0])
-
-
 def test_codes_of_unequal_scale_that_moved_after_they_met_are_not_lowered():
     one, zero = Array.of([1]), Array.of([0])
-    module = built(
-        Tensor((2, 4, 4), Int(0, 255, Scale.of(1.0))),
+    module = network(
         ("a", Requant(one, zero, 1, 0, 255, 0.5), "x"),
         ("b", Requant(one, zero, 1, 0, 255, 0.25), "x"),
         ("c", Concat(), "a b"),
         ("s", Slice((0, 0, 0), (3, 4, 4), (1, 1, 1)), "c"),
         ("p", MaxPool((2, 2), (2, 2)), "s"),
+        shape=(2, 4, 4),
+        encoding=Int(0, 255, Scale.of(1.0)),
     )
     with pytest.raises(SpirError, match="unequal scales that were moved after they met"):
         spir.driver.opt(module, [LowerMaxPool()], check="off")
 
 
 def test_groups_of_clips_and_windows_take_one_look_at_each_value():
-    x = Tensor((1,), Int(0, 1, Scale.of(1.0)))
     sums = [(f"a{i}", Add(), f"{f'a{i - 1}' if i else 'x'} " * 2) for i in range(40)]
     law = Requant(Array.of([1]), Array.of([0]), 2**40, 0, 255, 1.0)
-    module = built(x, *sums, ("r", law, "a39"), ("e", Encode(8), "r"))
+    lines = (*sums, ("r", law, "a39"), ("e", Encode(8), "r"))
+    module = network(*lines, shape=(1,), encoding=Int(0, 1, Scale.of(1.0)))
     assert schedule(module).windows == 1  # 2^40 ways lead back to the input
     assert isinstance(module.types["e"].encoding, Spikes)
     assert meeting(module) == []
 
 
 def test_a_sum_below_a_64th_of_a_step_is_multiplied_by_nothing():
-    module = built(
-        Tensor((1,), Int(-(2**56), 2**56, Scale.of(1.0))),
-        ("d", Dequantize(), "x"),
-        ("q", Quantize(2.0**63, 0, 255), "d"),
-    )
+    lines = (("d", Dequantize(), "x"), ("q", Quantize(2.0**63, 0, 255), "d"))
+    module = network(*lines, shape=(1,), encoding=Int(-(2**56), 2**56, Scale.of(1.0)))
     (requant,) = [n.op for n in spir.driver.opt(module, "propagate-scales", check="off").module.nodes]
     assert requant.mul.values.tolist() == [0]
 
 
 @pytest.mark.parametrize(("bias", "refused"), [(2.0**63, True), (-(2.0**63), True), (2.0**62, False)])
 def test_a_readout_bias_of_2_to_the_63_steps_does_not_fit(bias, refused):
-    module = built(
-        Tensor((1,), Int(0, 1, Scale.of(1.0))), ("d", Dequantize(), "x"), ("y", Shift(Array.of([bias])), "d")
-    )
+    lines = (("d", Dequantize(), "x"), ("y", Shift(Array.of([bias])), "d"))
+    module = network(*lines, shape=(1,), encoding=Int(0, 1, Scale.of(1.0)))
     if refused:
         with pytest.raises(SpirError, match="E-VRANGE"):
             spir.driver.opt(module, "propagate-scales", check="off")
