@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from spir.demo.lenet import LeNet5
+from spir.frontends.modules.qcfs import swap_relu
+
+WEIGHTS = Path(__file__).with_name("weights")
 Model = TypeVar("Model", bound=nn.Module)
 Block = Callable[[int, int, int], nn.Module]  # of inputs, outputs, stride
 
@@ -420,6 +424,26 @@ def mobilenet_v2(weights: Path | None = None) -> MobileNetV2:
     return load(MobileNetV2(), weights)
 
 
+def qcfs_lenet5(weights: Path | None = None) -> nn.Module:
+    """LeNet-5 for MNIST with a QCFS of 4 levels for every ReLU; its weights are trained by benchmarks.train_qcfs."""
+    return load(swap_relu(LeNet5(), 4), weights)
+
+
+def qcfs_resnet20(levels: int, weights: Path | None = None) -> nn.Module:
+    """ResNet-20 for CIFAR-10 with a QCFS of ``levels`` levels for every ReLU."""
+    return load(swap_relu(CifarResNet(3), levels), weights)
+
+
+def qcfs_resnet20_l4(weights: Path | None = None) -> nn.Module:
+    """ResNet-20 with QCFS of 4 levels; its weights are trained by benchmarks.train_qcfs."""
+    return qcfs_resnet20(4, weights)
+
+
+def qcfs_resnet20_l8(weights: Path | None = None) -> nn.Module:
+    """ResNet-20 with QCFS of 8 levels; its weights are trained by benchmarks.train_qcfs."""
+    return qcfs_resnet20(8, weights)
+
+
 NETWORKS: dict[str, Callable[[Path | None], nn.Module]] = {
     "resnet20": resnet20,
     "resnet32": resnet32,
@@ -448,3 +472,10 @@ STORED = {
     "sinabs_mnist": "mnist_sinabs_cnn",
 }
 """The networks with stored weights, and the name of their .safetensors and .json files."""
+
+TUNED: dict[str, Callable[[Path | None], nn.Module]] = {
+    "qcfs_lenet5": qcfs_lenet5,
+    "qcfs_resnet20_l4": qcfs_resnet20_l4,
+    "qcfs_resnet20_l8": qcfs_resnet20_l8,
+}
+"""The networks with weights in the folder WEIGHTS, as files of these names."""

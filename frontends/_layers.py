@@ -17,6 +17,7 @@ from spir.ops.conv2d import Conv2d
 from spir.ops.conv_transpose2d import ConvTranspose2d
 from spir.ops.linear import Linear
 from spir.ops.permute import Permute
+from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
 from spir.ops.sigmoid import Sigmoid
 from spir.ops.softmax import Softmax
@@ -224,6 +225,10 @@ def threshold(call: Call, x: Value, threshold: float, value: float, inplace: boo
 def at_least(call: Call, x: Value, floor: Any) -> Value:
     """``max(x, c) = c + max(x - c, 0)`` for a constant."""
     return shift(call, relu(call, shift(call, x, floor, -1)), floor)
+
+
+def qcfs(call: Call, x: Value, levels: int, threshold: torch.Tensor) -> Value:
+    return call.emit(Qcfs(levels=levels, threshold=call.array(threshold.reshape(1), threshold)), x)
 
 
 def same(call: Call, x: Value, *how: object, **named: object) -> Value:

@@ -34,6 +34,7 @@ from spir.frontends._trace import (
     kind_of,
     two_samples,
 )
+from spir.frontends.modules.qcfs import QCFS
 from spir.ir import Module
 from spir.verify import verify
 
@@ -132,6 +133,7 @@ _MODULES: dict[type[nn.Module], tuple[Reader, tuple[str, ...]]] = {
     nn.LogSoftmax: (layers.log_softmax, ("dim",)),
     nn.Softmax2d: (layers.softmax2d, ()),
     nn.ConvTranspose2d: (layers.conv_transpose2d, _TRANSPOSED),
+    QCFS: (layers.qcfs, ("levels", "threshold")),
 }
 
 _FUNCTIONS: dict[Any, Reader] = {
