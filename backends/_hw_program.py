@@ -46,7 +46,7 @@ from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.ranges import Ranges
-from spir.types import Current, Interval, Real, Shape, Stored, Tensor, weights
+from spir.types import SORTED, Current, Interval, Real, Shape, Stored, Tensor, Train, weights
 
 CHUNK = 2**21
 """Bytes that the widest op reads and writes for the samples that pass through the network together."""
@@ -118,9 +118,19 @@ class Firing:
         return channelwise(array.values, like.ndim - 1)
 
 
-def expand(value: Numbers, frames: Numbers, *, signed: bool) -> None:
-    """Writes the bits of values, MSB first, by one threshold a frame; with ``signed`` the first frame holds -1 or 0."""
-    rest, steps = value.copy(), len(frames)
+def expand(value: Numbers, frames: Numbers, train: Train) -> None:
+    """Writes the spikes of values by one threshold a frame.
+
+    Of bits, MSB first, the first frame holds -1 or 0 where the train is signed; sorted trains spike with the sign of
+    the value.
+    """
+    steps = train.steps
+    if train.code in SORTED:
+        size, sign = np.abs(value), np.sign(value)
+        for t in range(steps):
+            np.multiply(sign, size >= (t + 1 if train.code == "prefix" else steps - t), out=frames[t], casting="unsafe")
+        return
+    rest, signed = value.copy(), train.lo < 0
     for t in range(steps):
         threshold = 2 ** (steps - 1 - t)
         if signed and t == 0:
@@ -358,7 +368,8 @@ class _Pass:
         dtype = INT64 if by_frame is None else by_frame.dtype
         frames = np.empty((node.type.steps, self.samples, *shape), dtype)
         if by_frame is None:
-            expand(self.inside(node.result), frames, signed=node.type.range.hull[0] < 0)
+            assert node.type.train is not None  # only trains are merged
+            expand(self.inside(node.result), frames, node.type.train)
         else:
             for t, out in enumerate(frames):
                 by_frame.act(self.scratch, out, *(self.frames[o][t] for o in node.operands))
@@ -404,7 +415,8 @@ class _Pass:
         else:
             self.program.laws[node.result].act(self.scratch, value, x)
         if stepped:
-            expand(value, out, signed=node.type.range.hull[0] < 0)
+            assert node.type.train is not None  # only trains are stepped
+            expand(value, out, node.type.train)
 
     def _fire(self, node: Node, x: Numbers, out: Numbers) -> None:
         assert isinstance(node.op, Neuron)  # nothing else reads trains frame by frame

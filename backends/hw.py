@@ -34,7 +34,7 @@ from spir.types import Interval, Real, Spikes
 class Hw(Backend):
     """What integer hardware computes: weight sums and state in registers of stated width, every train in b frames.
 
-    With ``collapse = auto`` the frames of bit-coded trains are merged into one product on what they decode to. That is
+    With ``collapse = auto`` the frames of trains are merged into one product on what they decode to. That is
     done only where value and every prefix fit the accumulator and the neuron is a function of the decoded value, so
     nothing can be lost; everywhere else, and with ``collapse = off``, all frames are stepped through.
     """
@@ -97,9 +97,7 @@ def _runs(node: Node) -> bool:
         return type(op) in KERNELS and (op.relabels or not real)
     if isinstance(op, (Relu, MaxPool)):
         return not real
-    if isinstance(op, Encode):
-        return op.code == "bits"
-    return isinstance(op, (Neuron, Requant, Integrate, Quantize, Clip, Dequantize, *HOST))
+    return isinstance(op, (Encode, Neuron, Requant, Integrate, Quantize, Clip, Dequantize, *HOST))
 
 
 def _on_reals(nodes: list[Node]) -> SpirError:
@@ -138,11 +136,11 @@ def _register(node: Node, module: Module, found: Mapping[str, Ranges]) -> tuple[
 
 
 def _merged(module: Module, found: Mapping[str, Ranges], accumulator: int) -> frozenset[str]:
-    """The trains whose frames are merged: linear ops tie operands and results into groups, which merge as a whole."""
+    """The trains whose frames are merged: linear ops and maxima tie operands to results, and all merge or none."""
     trains = [name for name, type_ in module.types.items() if type_.train is not None]
     group = {name: {name} for name in trains}
     for node in module.nodes:
-        if isinstance(node.op, LinearMap) and node.type.train is not None:
+        if isinstance(node.op, (LinearMap, MaxPool)) and node.type.train is not None:
             tied = set().union(*(group[name] for name in (node.result, *node.operands)))
             group.update(dict.fromkeys(tied, tied))
     alone = {name for name in trains if _mergeable(name, module, found[name], accumulator)}
@@ -151,8 +149,11 @@ def _merged(module: Module, found: Mapping[str, Ranges], accumulator: int) -> fr
 
 def _mergeable(name: str, module: Module, ranges: Ranges, accumulator: int) -> bool:
     """Whether nothing but the decoded value of a train can show in what reads it."""
-    train = module.types[name].train
-    readers = [node.op for node in module.readers[name] if not isinstance(node.op, LinearMap)]
+    encoding = module.types[name].encoding
+    # the maximum of sorted trains is the train of the maximum
+    commutes = (LinearMap, MaxPool) if isinstance(encoding, Spikes) else LinearMap
+    readers = [node.op for node in module.readers[name] if not isinstance(node.op, commutes)]
     function = all(isinstance(op, Integrate) or triple_of(op) is not None for op in readers)
     fits = max((ranges.value | ranges.prefix).bits) <= accumulator
-    return train is not None and train.code == "bits" and function and fits
+    told = isinstance(encoding, Spikes) and encoding.code == "rate"  # such frames are not known from their value
+    return not told and function and fits

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from spir.backend import Backend
+from spir.backends.torch_ops._device import absent, lossy, quiet
 from spir.backends.torch_ops._exactness import exact_dtype
 from spir.backends.torch_ops._firing import Firing
 from spir.backends.torch_ops._lowering import Lowering, Use
-from spir.backends.torch_ops._selfcheck import losses
 from spir.discovery import find, names
 from spir.errors import SpirError, error, located
 from spir.ir import Module, Node, kept
-from spir.ops._linear import LinearMap, WeightedMap
+from spir.ops._linear import LinearMap
 from spir.ops._neuron import Neuron
 from spir.ops.conv2d import Conv2d
 from spir.ops.max_pool import MaxPool
@@ -47,8 +44,8 @@ class Serial(Backend):
 
     def refusals(self, module: Module) -> Iterator[SpirError]:
         """An absent device, ops without a torch lowering, kernels that lose integers."""
-        if absent := self._absent():
-            yield absent
+        if (missing := absent(self.device)) is not None:
+            yield missing
             return
         lowered = names(LOWERINGS)
         for node in module.nodes:
@@ -60,27 +57,7 @@ class Serial(Backend):
                     op=show_node(node),
                     from_=str(node.origin),
                 )
-        weighty = any(isinstance(n.op, WeightedMap) and not isinstance(n.type.encoding, Real) for n in module.nodes)
-        with _quiet(torch.device(self.device)) as device:
-            lost = losses(device) if weighty else []
-        for loss in lost:
-            yield error(
-                "backend",
-                f"{loss} is not exact on integers on {self.device}",
-                fix='torch.set_float32_matmul_precision("highest"), or another device',
-            )
-
-    def _absent(self) -> SpirError | None:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            return error(
-                "backend", f"there is no device {self.device!r}", fix='device=cpu, device=cuda or device="cuda:1"'
-            )
-        index = int(self.device.partition(":")[2] or 0)
-        if self.device == "cpu" or index < torch.cuda.device_count():
-            return None
-        return error(
-            "backend", f"torch sees {torch.cuda.device_count()} CUDA devices, not {self.device}", fix="device=cpu"
-        )
+        yield from lossy(module, self.device)
 
     def build(self, module: Module) -> _Executable:
         """Lowers every op once."""
@@ -124,10 +101,22 @@ class _Executable:
         type_ = self.module.input.type
         stored = type_.read(x)
         frames = list(stored) if type_.train is not None else [stored]
-        with _quiet(self.device):
+        with quiet(self.device):
             return dict(self._walk([torch.from_numpy(frame).to(self.device) for frame in frames], keep))
 
-    def _walk(self, frames: list[torch.Tensor], keep: str) -> Iterator[tuple[str, Stored]]:
+    def steer(self, x: NDArray[Any], stops: str) -> Generator[tuple[str, Stored], Stored | None, None]:
+        """See `spir.backend.Steered`."""
+        walk, changed = self._walk([torch.from_numpy(self.module.input.type.read(x)).to(self.device)], stops), None
+        while True:
+            try:
+                with quiet(self.device):
+                    name, stored = walk.send(changed)
+            except StopIteration:
+                return
+            changed = (yield name, stored) if kept(name, stops) else None
+
+    def _walk(self, frames: list[torch.Tensor], keep: str) -> Generator[tuple[str, Stored], Stored | None, None]:
+        """What is kept, in order, and the output; a value that is sent back takes the place of the one yielded."""
         source, output = self.module.input, self.module.output
         values: dict[str, Frames] = {source.name: frames}
         if kept(source.name, keep) or source.name == output:
@@ -138,8 +127,8 @@ class _Executable:
             passed = (frame if step.carried is None else frame.to(step.carried) for frame in made)
             shown = kept(name, keep) or name == output
             values[name] = passed if name in self.flowing and not shown else (held := list(passed))
-            if shown:
-                yield name, _stored(node.type, held)
+            if shown and (changed := (yield name, _stored(node.type, held))) is not None:
+                values[name] = [torch.from_numpy(changed).to(self.device)]
             for operand in self.forgotten[name]:
                 del values[operand]
 
@@ -188,28 +177,6 @@ def _columns(step: _Step) -> int:
     _, height, width = step.node.type.shape
     window: int = op.weight.values[0].size * op.groups
     return window * height * width * dtype.itemsize
-
-
-@contextmanager
-def _quiet(device: torch.device) -> Iterator[torch.device]:
-    """No gradients, no autocast of a caller and none of the kernels that transform their inputs: they would round."""
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, enabled=False),
-        _onednn(),
-        torch.backends.nnpack.flags(enabled=False),
-    ):
-        yield device
-
-
-@contextmanager
-def _onednn() -> Iterator[None]:
-    """Switched on, where there is one: its direct kernels keep integers, those that replace it may not."""
-    if bool(torch.backends.mkldnn.enabled) or not torch.backends.mkldnn.is_available():
-        yield
-        return
-    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=True):
-        yield
 
 
 def _arithmetic(

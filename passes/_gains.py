@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from spir.ir import Array, Node, Origin
+from spir.ir import Array, Module, Node, Origin
 from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise, per_channel
+from spir.ops.add import Add
 from spir.ops.concat import Concat
 from spir.ops.max_pool import MaxPool
 from spir.ops.scale import Scaling
@@ -128,3 +129,20 @@ def folded(op: WeightedMap, operand: str, rewriter: Rewriter) -> tuple[WeightedM
 def shifted(value: str, offset: Reals, name: str, origin: Origin, rewriter: Rewriter) -> str:
     """A constant on a value, one a channel where that says it all."""
     return rewriter.emit(Shift(Array.of(per_channel(offset))), value, name=name, origin=origin)
+
+
+def keeps_channels(name: str, module: Module) -> bool:
+    """Whether gains per channel can sink from a value to all weights that read it."""
+    found = [name]
+    for value in found:
+        for reader in module.readers[value]:
+            match reader.op:
+                case WeightedMap() | Add():
+                    continue
+                case Relabelling() if any(len(s - {-1}) > 1 for s in reader.op.sources(module.types[value].shape)):
+                    return False
+                case Shift(offset=offset) if offset.values.ndim > 1:
+                    return False
+                case LinearMap() | MaxPool() | Shift() if reader.result not in found:
+                    found.append(reader.result)
+    return True

@@ -8,8 +8,9 @@ from spir.ops._neuron import Neuron
 
 
 def neuron_names() -> list[str]:
-    """Every neuron model, sorted."""
-    return [n.removeprefix("neuron_").replace("_", "-") for n in names("ops") if n.startswith("neuron_")]
+    """Every neuron model that pipelines derive, sorted."""
+    found = {n: find("ops", n) for n in names("ops") if n.startswith("neuron_")}
+    return [n.removeprefix("neuron_").replace("_", "-") for n, op in found.items() if getattr(op, "derived", True)]
 
 
 def neuron_class(name: str) -> type[Neuron]:

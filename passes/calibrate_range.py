@@ -14,7 +14,6 @@ from spir.contracts import Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node, Op, Origin
 from spir.ops._linear import LinearMap, Relabelling, WeightedMap
-from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
 from spir.ops.max_pool import MaxPool
@@ -23,6 +22,7 @@ from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._gains import keeps_channels
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
 
@@ -30,6 +30,10 @@ Ends = tuple[Reals, Reals]
 """The smallest and largest value to reach, ``[G]`` each."""
 BINS = 2048
 """Of the histograms that method = mse looks at."""
+
+
+LEAST = 2.0**-12
+"""Of the widest channel's range: no channel gets a smaller one of its own."""
 
 
 @attrs.frozen(eq=False)
@@ -112,10 +116,11 @@ class CalibrateRange(Pass):
     """relu, clip -> clip{0, hi}; the input, and sums that weights read -> clip{lo, hi}: ranges that the data reach.
 
     ``max`` takes the extremes; ``percentile`` leaves ``100 - percentile`` per cent of the values outside at each end;
-    ``mse`` takes the clip with the least squared error for codes of ``bits``. With ``per = channel`` a relu becomes
-    scale{g}(clip{0, hi}(scale{1 / g}(x))), g per channel, so that every channel uses all codes; quantize folds g into
-    the weights that read it. A clip whose range does not start at 0 stands between two shifts. A value or channel that
-    the data leave at 0 takes the widest range around, so that its scale is a live one.
+    ``mse`` takes the clip with the least squared error for codes of ``bits``, or for ``levels`` behind the first layer.
+    With ``per = channel`` a relu becomes scale{g}(clip{0, hi}(scale{1 / g}(x))), g per channel, so that every channel
+    uses all codes; quantize folds g into the weights that read it. A clip whose range does not start at 0 stands
+    between two shifts. A value or channel that the data leave at 0 takes the widest range around, so that its scale is
+    a live one; none takes less than 2^-12 of it.
     """
 
     name: ClassVar[str] = "calibrate-range"
@@ -123,6 +128,7 @@ class CalibrateRange(Pass):
     percentile: float | None = option(None, "the share of values inside, for method = percentile: 99.99", ge=50, le=100)
     per: str = option("tensor", "one range a tensor, or one a channel of activations", one_of=("tensor", "channel"))
     bits: int | None = option(None, "bits of the codes that method = mse fits: 8", ge=2, le=16)
+    levels: int | None = option(None, "codes above 0 that method = mse fits to activations", ge=1, le=65535)
 
     def contract(self) -> Contract:
         """Values beyond the calibrated range change."""
@@ -134,8 +140,10 @@ class CalibrateRange(Pass):
             raise error("data", f"{self.name} needs calibration data", fix="give data=images, or --data in a shell")
         if self.method != "percentile" and self.percentile is not None:
             raise error("option", f"{self.name}: method={self.method} takes no percentile", fix="method=percentile")
-        if self.method != "mse" and self.bits is not None:
-            raise error("option", f"{self.name}: method={self.method} takes no bits", fix="method=mse, or no bits")
+        for label, given in (("bits", self.bits), ("levels", self.levels)):
+            if self.method != "mse" and given is not None:
+                what = f"{self.name}: method={self.method} takes no {label}"
+                raise error("option", what, fix=f"method=mse, or no {label}")
         hosted, rewriter = _hosted(module), Rewriter(module, self.name)
         points = self._points(module, hosted)
         ends = self._measure(module, context, points)
@@ -185,7 +193,7 @@ class CalibrateRange(Pass):
         top = np.minimum(np.where(top > 0, top, widest), point.hi - base)
         top = np.where(top > 0, top, widest)
         whole = float(top.max())
-        gain = np.array([float(np.float32(t / whole)) or float(np.finfo(np.float32).tiny) for t in top])
+        gain = np.array([float(np.float32(max(t / whole, LEAST))) for t in top])
         before: list[tuple[str, Op]] = [("shifted", Shift(Array.of(-base)))] if point.moves else []
         after: list[tuple[str, Op]] = [("unshifted", Shift(Array.of(base)))] if point.moves else []
         if (gain != 1).any():
@@ -219,13 +227,15 @@ class CalibrateRange(Pass):
         reach = {name: np.maximum(-low, high) for name, (low, high) in ends.items()}
         for name, values in self._values(module, context, points):
             counts[name] = counts.get(name, 0) + histogram(values, reach[name])
-        found = {}
+        found, entering = {}, _entering(module, _hosted(module))
         for name, point in points.items():
             if point.moves:
                 found[name] = ends[name]
                 continue
             bits = self.bits or 8
             levels = 2 ** (bits - 1) - 1 if point.signed else 2**bits - 1
+            if self.levels is not None and name not in entering:
+                levels = self.levels
             top = least_error(counts[name], reach[name], levels)
             found[name] = np.maximum(ends[name][0], -top), np.minimum(ends[name][1], top)
         return found
@@ -233,7 +243,7 @@ class CalibrateRange(Pass):
     def _values(self, module: Module, context: Context, points: Mapping[str, _Point]) -> Iterator[tuple[str, Reals]]:
         """Batch by batch the values ``[G, n]`` of every point; G is 1, or the channels."""
         assert context.data is not None  # run refused
-        apart = {n for n, p in points.items() if self.per == "channel" and not p.signed and _keeps_channels(n, module)}
+        apart = {n for n, p in points.items() if self.per == "channel" and not p.signed and keeps_channels(n, module)}
         for batch in context.evaluate(module, context.data, "|".join(sorted(points))):
             for name in points.keys() & batch.keys():
                 x = batch[name]
@@ -292,23 +302,6 @@ def _point(node: Node, sums: set[str]) -> _Point | None:
         case Clip(lo=lo, hi=hi):
             return _Point(lo.values, hi.values, signed=False)
     return _Point(-none, none, signed=True) if node.result in sums else None
-
-
-def _keeps_channels(name: str, module: Module) -> bool:
-    """Whether gains per channel can sink from a value to all weights that read it."""
-    found = [name]
-    for value in found:
-        for reader in module.readers[value]:
-            match reader.op:
-                case WeightedMap() | Add():
-                    continue
-                case Relabelling() if any(len(s - {-1}) > 1 for s in reader.op.sources(module.types[value].shape)):
-                    return False
-                case Shift(offset=offset) if offset.values.ndim > 1:
-                    return False
-                case LinearMap() | MaxPool() | Shift() if reader.result not in found:
-                    found.append(reader.result)
-    return True
 
 
 def _read_by_weights(module: Module) -> set[str]:

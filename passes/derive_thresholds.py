@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 
 from spir.contracts import Contract, Exact
-from spir.errors import SpirError, error, located, raise_all
+from spir.errors import Diagnostic, SpirError, error, located, raise_all
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
 from spir.ops.concat import Concat
@@ -19,29 +19,38 @@ from spir.ops.requant import Requant
 from spir.options import option
 from spir.passes._neurons import neuron_class
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import Spikes
+from spir.types import SORTED, Spikes
 
 
 @attrs.frozen
 class DeriveThresholds(Pass):
     """requant -> integrate; requant; encode{code of the neuron}.  quantize -> quantize; encode.
 
-    Copies integers; what is special to a neuron stands in the neuron's file. A max_pool stays on integers: behind the
-    requant, in front of the encoder, or on integrated sums; what is added to such a sum is integrated too.
+    Copies integers; what is special to a neuron stands in the neuron's file. A max_pool stays on sorted trains, else on
+    integers: behind the requant, in front of the encoder, or on integrated sums; what is added to such a sum is
+    integrated too. Behind float weights quantize; dequantize -> quantize; encode; integrate; dequantize: thresholds are
+    floats there. Where the neuron takes the charge of all steps at once (parallel), the input stays an integer: the
+    first layer reads an analogue current.
     """
 
     name: ClassVar[str] = "derive-thresholds"
     neuron: str = option("stem", "the neuron model")
+    order: str | None = option(None, "where sorted trains spike: suffix, the last steps, or prefix", one_of=SORTED)
 
     def contract(self) -> Contract:
-        """Every train decodes to the integer it replaces (for STEM: theorems STEM-1 to STEM-3)."""
+        """Every train decodes to the integer it replaces (theorems STEM-1 to STEM-3; PC-1)."""
         return Exact()
 
     def run(self, module: Module, context: Context) -> Module:
         """Refuses a network without integers, and all clip ranges that the neuron does not realise; then rewrites."""
         neuron = neuron_class(self.neuron)
         refusals: list[SpirError] = []
-        found = [(n, n.op) for n in module.nodes if isinstance(n.op, (Requant, Quantize)) and self.selects(n)]
+        found = [
+            (n, n.op)
+            for n in module.nodes
+            if isinstance(n.op, (Requant, Quantize)) and self.selects(n)
+            if not (neuron.charged and _enters(n, module))
+        ]
         if not found:
             raise error(
                 "type",
@@ -51,10 +60,19 @@ class DeriveThresholds(Pass):
         for node, op in found:
             try:
                 with located(op=f"%{node.result} = {op.name}", from_=str(node.origin)):
-                    neuron.derive(op)
+                    neuron.derive(op, self.order)
             except SpirError as refusal:
                 refusals.append(refusal)
         raise_all(refusals)
+        for node in module.nodes:
+            if not isinstance(node.op, Quantize):
+                continue
+            if neuron.charged and _enters(node, module):
+                analogue = f"%{node.result} stays an integer, and layers that read it take an analogue current"
+                context.note(Diagnostic("E-ANALOG-IN", analogue).render("note"))
+            elif not _enters(node, module):
+                ties = f"%{node.result}: float sums meet float thresholds; ties may fall either way"
+                context.note(Diagnostic("E-FP-TIE", ties).render("note"))
         return Pass.run(self, module, context)
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
@@ -64,12 +82,19 @@ class DeriveThresholds(Pass):
         trains = [rewriter.type(o).train for o in operands]
         match node.op:
             case Requant():
-                return encoded(node, integrated(operands[0], rewriter, node), neuron.derive(node.op), rewriter)
-            case Quantize():
+                return encoded(
+                    node, integrated(operands[0], rewriter, node), neuron.derive(node.op, self.order), rewriter
+                )
+            case Quantize() if not _enters(node, rewriter.module):
+                code, name = rewriter.keep(node), rewriter.fresh(f"{node.result}.train")
+                spikes = rewriter.emit(neuron.derive(node.op, self.order), code, name=name, origin=node.origin)
+                count = rewriter.fresh(f"{node.result}.count")
+                return rewriter.emit(Integrate(), spikes, name=count, origin=node.origin)
+            case Quantize() if not neuron.charged:
                 code = rewriter.keep(node)
                 name = rewriter.fresh(f"{node.result}.train")
-                return rewriter.emit(neuron.derive(node.op), code, name=name, origin=node.origin)
-            case MaxPool():
+                return rewriter.emit(neuron.derive(node.op, self.order), code, name=name, origin=node.origin)
+            case MaxPool() if trains[0] is None or trains[0].code not in SORTED:
                 train = rewriter.type(operands[0]).encoding
                 joined = rewriter.definition(operands[0])
                 if joined is not None and not isinstance(train, Spikes) and _branches(joined, rewriter):
@@ -80,8 +105,8 @@ class DeriveThresholds(Pass):
                 source = rewriter.definition(total)
                 while source is not None and isinstance(source.op, MaxPool):
                     source = rewriter.definition(source.operands[0])
-                if source is not None and isinstance(source.op, (Requant, Quantize)):
-                    return encoded(node, total, neuron.derive(source.op), rewriter)
+                if source is not None and isinstance(source.op, Requant if neuron.charged else (Requant, Quantize)):
+                    return encoded(node, total, neuron.derive(source.op, self.order), rewriter)
                 return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
             case LinearMap() if any(trains) and not all(trains):
                 whole = (integral(o, rewriter, node) for o in operands)
@@ -89,10 +114,16 @@ class DeriveThresholds(Pass):
         return None
 
 
+def _enters(node: Node, module: Module) -> bool:
+    """Whether a node reads the network's input, or what the host makes of it."""
+    source = module.definitions.get(node.operands[0])
+    return source is None or source.op.host
+
+
 def encoded(node: Node, total: str, encode: Encode, rewriter: Rewriter) -> str:
-    """The node on integers, then its train; integers that only pools read need none."""
+    """The node on integers, then its train; integers that only pools read need none where these stay on integers."""
     readers = rewriter.module.readers[node.result]
-    if readers and all(isinstance(n.op, MaxPool) for n in readers):
+    if encode.code not in SORTED and readers and all(isinstance(n.op, MaxPool) for n in readers):
         return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
     code = rewriter.emit(node.op, total, name=rewriter.fresh(f"{node.result}.code"), origin=node.origin)
     return rewriter.emit(encode, code, name=node.result, origin=node.origin)

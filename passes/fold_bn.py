@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import warnings
+from typing import Any, ClassVar
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from spir.contracts import Bounded, Contract
-from spir.ir import Array, Node
+from spir.errors import Diagnostic, SpirWarning
+from spir.ir import Array, Module, Node
 from spir.ops._linear import WeightedMap, channelwise
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
-from spir.rewriting import Pass, Rewriter
+from spir.rewriting import Context, Pass, Rewriter
+
+COMPARED = 64
+"""Calibration samples that are held against the statistics of the first batch norm."""
 
 
 @attrs.frozen
@@ -29,6 +36,13 @@ class FoldBn(Pass):
     def contract(self) -> Contract:
         """Float rounding only."""
         return Bounded(1e-10)
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Warns where the calibration data are not what the first batch norm was trained on; then rewrites."""
+        first = next((n for n in module.nodes if isinstance(n.op, BatchNorm)), None)
+        if first is not None and context.data is not None:
+            _compare(first, module, context.data[:COMPARED], context)
+        return self.walk(Rewriter(module, self.name), self.rewrite)
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """One linear map for the two, or a scale and a shift for the one."""
@@ -48,3 +62,23 @@ class FoldBn(Pass):
             bias=Array.of(offset if bias is None else gain * bias.values + offset),
         )
         return rewriter.emit(folded, *source.operands, name=node.result, origin=source.origin)
+
+
+def _compare(node: Node, module: Module, x: NDArray[Any], context: Context) -> None:
+    """Warns of data whose mean or spread, channel by channel, is far from what the model remembers of its training."""
+    (operand,), op = node.operands, node.op
+    assert isinstance(op, BatchNorm)  # the caller asked
+    parts = [batch[operand] for batch in context.evaluate(module, x, operand)]
+    values = np.concatenate(parts).swapaxes(0, 1).reshape(module.types[operand].shape[0], -1)
+    spread = np.sqrt(op.var.values + op.eps)
+    moved = float(np.median(np.abs(values.mean(axis=1) - op.mean.values) / spread))
+    ratio = float(np.median(values.std(axis=1) / spread))
+    if moved <= 1 and 1 / 3 <= ratio <= 3:
+        return
+    finding = Diagnostic(
+        "data",
+        f"the calibration data are not what the model was trained on: in front of %{node.result} their deviation is "
+        f"{ratio:.3g} times the one of its batch norm, and their mean is {moved:.3g} deviations off (medians)",
+    )
+    told = finding.note("from", str(node.origin)).note("fix", "normalise the data as in training")
+    warnings.warn(SpirWarning(told), stacklevel=2)

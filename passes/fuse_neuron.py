@@ -20,7 +20,10 @@ from spir.rewriting import Context, Pass, Rewriter
 
 @attrs.frozen
 class FuseNeuron(Pass):
-    """integrate; requant; encode -> neuron, so that only spikes leave it and only currents enter."""
+    """integrate; requant; encode -> neuron, so that only spikes leave it and only currents enter.
+
+    A neuron that takes the charge of all steps at once needs no integrate in front: what it reads may be integers.
+    """
 
     name: ClassVar[str] = "fuse-neuron"
     neuron: str | None = option(None, "the neuron model, where several fit")
@@ -46,13 +49,12 @@ class FuseNeuron(Pass):
         requant = rewriter.definition(rewriter.now(node.operands[0]))
         if requant is None or not isinstance(requant.op, Requant):
             return None
-        integrate = rewriter.definition(requant.operands[0])
-        if integrate is None or not isinstance(integrate.op, Integrate):
-            return None
-        if rewriter.type(integrate.operands[0]).train is None:
-            return None
+        source = rewriter.definition(requant.operands[0])
+        integrate, charge = None, requant.operands[0]
+        if source is not None and isinstance(source.op, Integrate) and rewriter.type(source.operands[0]).train:
+            integrate, (charge,) = source.op, source.operands
         wanted = neuron_names() if self.neuron is None else [self.neuron]
-        fused = [op for o in map(neuron_class, wanted) if (op := o.fuse(integrate.op, requant.op, node.op)) is not None]
+        fused = [op for o in map(neuron_class, wanted) if (op := o.fuse(integrate, requant.op, node.op)) is not None]
         if len(fused) > 1:
             raise error(
                 "type",
@@ -60,4 +62,4 @@ class FuseNeuron(Pass):
                 from_=str(node.origin),
                 fix=f"name the neuron: {self.name}{{neuron={fused[0].name.removeprefix('neuron_')}}}",
             )
-        return rewriter.emit(fused[0], *integrate.operands, name=node.result, origin=node.origin) if fused else None
+        return rewriter.emit(fused[0], charge, name=node.result, origin=node.origin) if fused else None

@@ -31,6 +31,8 @@ from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
 
+THRESHOLD = 8
+"""Bits that an integer threshold has at least, so that rounding moves it by 2^-9 at most."""
 FINER = 16
 """Bits that a code is multiplied by where a bias is added to it."""
 
@@ -41,17 +43,20 @@ class PropagateScales(Pass):
 
     Nothing is moved but biases: scales live in types, so an integer value's scale is known from its operands. Each
     requant solves M = S_x S_w / S_y as mul / 2^s, s per channel (SDANN eqs 8-10, 17), its bias and the half of
-    round-half-up inside ``add``. Where branches of a sum, or of a concatenation that a sum reads, have unequal scales,
-    ``wide`` multiplies them by integers of ``width`` bits to one fine scale; ``rescale`` requantises each branch that
-    is no activation by a signed code, over the range that the calibration data reach, in steps that are a power of two
-    times those of the other branch. Branches that ``width`` bits cannot join are rescaled; notes say at what cost.
-    What the host computes behind the last layer reads the dequantised readout.
+    round-half-up inside ``add``; with ``grid = threshold`` it is (1, bias + theta / 2, theta), theta a whole number of
+    steps of the sum, without any multiplier. Where branches of a sum, or of a concatenation that a sum reads, have
+    unequal scales, ``wide`` multiplies them by integers of ``width`` bits to one fine scale; ``rescale`` requantises
+    each branch that is no activation by a signed code, over the range that the calibration data reach, in steps that
+    are a power of two times those of the other branch. Branches that ``width`` bits cannot join are rescaled; notes say
+    at what cost. What the host computes behind the last layer reads the dequantised readout.
     """
 
     name: ClassVar[str] = "propagate-scales"
     join: str = option("wide", "how branches of unequal scale meet", one_of=("wide", "rescale"))
     bits: int = option(24, "bits of the multipliers of requant", ge=2, le=31)
     width: int = option(32, "bits of the multipliers of join = wide", ge=13, le=48)
+    factor: int = option(12, "bits of the smallest inexact multiplier of join = wide, at least", ge=4, le=24)
+    grid: str = option("shift", "requant by multiplier and shift, or by a threshold", one_of=("shift", "threshold"))
 
     def contract(self) -> Contract:
         """Rounded multipliers and biases, measured; with rescale also a code more."""
@@ -176,7 +181,7 @@ class _Walk:
 
     def requant(self, node: Node, op: Quantize, x: _Carried, name: str) -> str:
         """``quantize`` of an integer value as an integer triple."""
-        requant = self.solve(node, op, x)
+        requant = self.threshold(node, op, x) if self.step_.grid == "threshold" else self.solve(node, op, x)
         return self.rewriter.emit(requant, x.value, name=name, origin=node.origin)
 
     def solve(self, node: Node, op: Quantize, x: _Carried) -> Requant:
@@ -221,6 +226,40 @@ class _Walk:
         add = np.floor(offset * 2.0**grid + 0.5).astype(np.int64) + 2 ** (grid - 1)
         div = 2 ** int(shifts[0]) if (shifts == shifts[0]).all() else Array.of(2**shifts)
         return Requant(Array.of(factors), Array.of(add), div, op.lo, op.hi, op.scale)
+
+    def threshold(self, node: Node, op: Quantize, x: _Carried) -> Requant:
+        """The triple ``(1, add, theta)``: a code is reached where the sum reaches a multiple of one integer.
+
+        A threshold below 2^8 is counted in 2^-f of a step of the sum, and then ``mul`` is 2^f.
+
+        Raises:
+            SpirError[E-MULT-RANGE]: products do not fit a register.
+        """
+        type_ = self.rewriter.type(x.value)
+        thetas = [Fraction(op.scale) / s for s in scale_of(type_).known]
+        extra = [max(0, THRESHOLD - math.floor(math.log2(t))) for t in thetas]
+        div = [round(t * 2**f) for t, f in zip(thetas, extra, strict=True)]
+        offset = np.zeros(1) if x.bias is None else per_channel(x.bias) / op.scale
+        most = max(self.largest_offsets(offset, len(div)))
+        if max(extra) >= REGISTER_BITS or 2 ** max(extra) * type_.range.magnitude + (most + 2) * max(div) >= 2**61:
+            raise error(
+                "E-MULT-RANGE",
+                f"%{self.named(node)}: thresholds of {float(min(thetas)):.3g} .. {float(max(thetas)):.3g} steps, and "
+                "products do not fit 64 bits",
+                from_=str(node.origin),
+                fix="propagate-scales{grid=shift}, or fewer bits for activations",
+            )
+        each = channelwise(np.array(div), offset.ndim)
+        add = np.floor((offset + 0.5) * each).astype(np.int64)
+        single = len(set(div)) == 1
+        return Requant(
+            Array.of([2**f for f in extra] if max(extra) else [1]),
+            Array.of(add),
+            div[0] if single else Array.of(div),
+            op.lo,
+            op.hi,
+            op.scale,
+        )
 
     def grid(self, ratio: Fraction, reach: int, offset: float) -> int:
         """The largest s with round(ratio 2^s) below 2^bits and |mul z| + |add| inside a register; below 1: none."""
@@ -276,7 +315,7 @@ class _Walk:
         return max(found[name] for name in names)
 
     def widen(self, node: Node, operands: list[_Carried]) -> list[_Carried] | None:
-        """Every operand times integers, to a scale fine enough that the smallest inexact factor has 12 bits.
+        """Every operand times integers, to a scale fine enough that the smallest inexact factor has `factor` bits.
 
         None where a factor is wider than ``width``.
         """
@@ -284,7 +323,7 @@ class _Walk:
         channels = 1 if isinstance(node.op, Concat) or self.summed(node) else max(s.size for s in scales)
         rows = [s.known * max(1, channels // s.size) for s in scales]
         columns = zip(*rows, strict=True) if channels > 1 else [tuple(v for row in rows for v in row)]
-        target = [_fine(column) for column in columns]
+        target = [_fine(column, self.step_.factor) for column in columns]
         met = []
         for operand, row in zip(operands, rows, strict=True):
             steps = [Fraction(t) for t in target] * (len(row) // len(target))
@@ -410,10 +449,10 @@ class _Walk:
         return self.rewriter.finish()
 
 
-def _fine(scales: Sequence[Fraction]) -> float:
-    """A step of which every scale is a multiple within 2^-12: the finest scale, divided by a power of two."""
+def _fine(scales: Sequence[Fraction], bits: int) -> float:
+    """A step of which every scale is a multiple within 2^-bits: the finest scale, divided by a power of two."""
     finest, extra = min(scales), 0
-    while any((r := s / finest * 2**extra).denominator > 1 and r < 2**12 for s in scales):
+    while any((r := s / finest * 2**extra).denominator > 1 and r < 2**bits for s in scales):
         extra += 1
     return float(finest / 2**extra)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spir.contracts import Calibrated, Contract
 from spir.errors import SpirError, error, raise_all
-from spir.ir import Array, Module, Node
+from spir.ir import Array, Module, Node, Op
 from spir.ops._linear import Relabelling, WeightedMap, channelwise
 from spir.ops.avg_pool import AvgPool
 from spir.ops.clip import Clip
@@ -18,6 +18,7 @@ from spir.ops.concat import Concat
 from spir.ops.dequantize import Dequantize
 from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.max_pool import MaxPool
+from spir.ops.qcfs import Qcfs
 from spir.ops.quantize import Quantize as QuantizeOp
 from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
@@ -31,18 +32,20 @@ from spir.types import Real, Reals
 
 @attrs.frozen
 class Quantize(Pass):
-    """clip -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
+    """clip, qcfs -> quantize; dequantize.  Float weights -> integers x weight_scale per output channel.
 
     Constants per channel sink through pools, moves and concatenations and fold into the weights that read them. Clips
     that meet in a concatenation share one step: clip -> scale{g}(dequantize(quantize(scale{1 / g}(x)))), so that each
     keeps its own range. Where another sum over channels reads a weighted value before any activation, its channels
-    share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is code 0.
+    share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is code 0. A
+    qcfs keeps its levels: shift{psi}, then the same gains, one a channel, with the rise of phi in the last.
     Scales are rounded to float32, so that the product of two is an exact float64.
     """
 
     name: ClassVar[str] = "quantize"
     bits: int = option(8, "bits of activations, and of weights unless `weights` says otherwise", ge=2, le=16)
     weights: int | None = option(None, "bits of weights", ge=2, le=16)
+    float_weights: bool = option(False, "leave weights as they are, for backends that multiply spikes by floats")
 
     def contract(self) -> Contract:
         """Rounding, measured."""
@@ -50,6 +53,8 @@ class Quantize(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         """Refuses activations without a range, all at once; then quantises."""
+        if self.float_weights and self.weights is not None:
+            raise error("option", f"{self.name}: float weights have no bits", fix="weights or float_weights")
         raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
         steps = self._steps(module)
 
@@ -60,9 +65,9 @@ class Quantize(Pass):
         return self.walk(Rewriter(module, self.name), rewrite)
 
     def _steps(self, module: Module) -> dict[str, float]:
-        """The step of every clip of reals: the widest of those that it meets in concatenations."""
-        clips = [n for n in module.nodes if isinstance(n.op, Clip) and isinstance(n.type.encoding, Real)]
-        own = {n.result: self._quantiser(n, module).scale for n in clips}
+        """The step of every range of reals: the widest of those that it meets in concatenations."""
+        ranged = [n for n in module.nodes if isinstance(n.op, (Clip, Qcfs)) and isinstance(n.type.encoding, Real)]
+        own = {n.result: self._quantiser(n, module).scale for n in ranged}
         return {name: max(own[other] for other in group) for group in meeting(module) for name in group}
 
     def _refusal(self, node: Node) -> SpirError | None:
@@ -78,7 +83,7 @@ class Quantize(Pass):
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """A weight becomes integers, and constants sink towards it."""
         match node.op:
-            case WeightedMap(weight_scale=None):
+            case WeightedMap(weight_scale=None) if not self.float_weights:
                 return self._weights(node, node.op, rewriter)
             case Concat() | MaxPool() | AvgPool() | GlobalAvgPool() | Relabelling():
                 return sunk(node, rewriter)
@@ -87,19 +92,29 @@ class Quantize(Pass):
         return None
 
     def _codes(self, node: Node, step: float, rewriter: Rewriter) -> str:
-        """A clip as a quantiser of a step that others may share."""
-        op = self._quantiser(node, rewriter.module)
+        """A range as a quantiser of a step that others may share, between the constants that it needs."""
+        op, each, rise, psi = self._quantiser(node, rewriter.module), np.ones(1), np.ones(1), None
+        if isinstance(node.op, Qcfs):
+            each, rise, psi = node.op.threshold.values / node.op.threshold.values.max(), node.op.rise, node.op.psi
+            if _enters(node, rewriter.module) and ((each != 1).any() or op.scale != step):
+                raise error(
+                    "E-SCALE",
+                    f"%{node.result} gives the input unequal thresholds, and nothing multiplies before the network",
+                    from_=str(node.origin),
+                    fix="one threshold for an activation of the input, and no concatenation with others",
+                )
         # hardware has no gain before its input
-        gain = 1.0 if _enters(node, rewriter.module) else short(op.scale / step)
-        operand, code = rewriter.now(node.operands[0]), rewriter.fresh(f"{node.result}.code")
-        if gain == 1:
-            rewriter.emit(attrs.evolve(op, scale=step), operand, name=code, origin=node.origin)
-            return rewriter.emit(Dequantize(), code, name=node.result, origin=node.origin)
-        even, unit = rewriter.fresh(f"{node.result}.even"), rewriter.fresh(f"{node.result}.unit")
-        rewriter.emit(Scaling(Array.of([1 / gain])), operand, name=even, origin=node.origin)
-        rewriter.emit(attrs.evolve(op, scale=step), even, name=code, origin=node.origin)
-        rewriter.emit(Dequantize(), code, name=unit, origin=node.origin)
-        return rewriter.emit(Scaling(Array.of([gain])), unit, name=node.result, origin=node.origin)
+        gain = np.ones(1) if _enters(node, rewriter.module) else np.array([short(g) for g in each * (op.scale / step)])
+        height = gain * rise
+        before: list[tuple[str, Op]] = [] if psi is None else [("shifted", Shift(psi))]
+        before += [("even", Scaling(Array.of(1 / gain)))] if (gain != 1).any() else []
+        chain = [*before, ("code", attrs.evolve(op, scale=step)), ("unit", Dequantize())]
+        chain += [("gained", Scaling(Array.of(height)))] if (height != 1).any() else []
+        value = rewriter.now(node.operands[0])
+        for word, constant in chain:
+            name = node.result if constant is chain[-1][1] else rewriter.fresh(f"{node.result}.{word}")
+            value = rewriter.emit(constant, value, name=name, origin=node.origin)
+        return value
 
     def _weights(self, node: Node, op: WeightedMap, rewriter: Rewriter) -> str:
         """Integer weights, with the gains of their operand in them; what its offset adds follows."""
@@ -112,7 +127,10 @@ class Quantize(Pass):
         return name if offset is None else shifted(name, offset, node.result, node.origin, rewriter)
 
     def _quantiser(self, node: Node, module: Module) -> QuantizeOp:
-        """The quantiser of a clip: signed for what enters the network and for ranges below 0."""
+        """The quantiser of a range: signed for what enters the network and for ranges below 0."""
+        if isinstance(node.op, Qcfs):
+            step = short(float(node.op.threshold.values.max()) / node.op.levels)
+            return QuantizeOp(step, -node.op.levels * node.op.signed, node.op.levels)
         assert isinstance(node.op, Clip)  # the callers asked
         lo, hi = float(node.op.lo.values.min()), float(node.op.hi.values.max())
         if lo < 0 or _enters(node, module):
@@ -129,13 +147,13 @@ def _enters(node: Node, module: Module) -> bool:
 
 
 def meeting(module: Module) -> list[set[str]]:
-    """The clips of reals in groups: those whose values meet in a concatenation share one."""
+    """The ranges of reals in groups: those whose values meet in a concatenation share one."""
     groups: dict[str, set[str]] = {}
     behind: dict[str, set[str]] = {}
     for node in module.nodes:
         reached = set().union(*(behind.get(o, set()) for o in node.operands))
         match node.op:
-            case Clip() if isinstance(node.type.encoding, Real):
+            case Clip() | Qcfs() if isinstance(node.type.encoding, Real):
                 groups[node.result] = {node.result}
                 behind[node.result] = {node.result}
             case Concat():

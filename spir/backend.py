@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from collections.abc import Generator, Iterator
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
 from numpy.typing import NDArray
 
 from spir.errors import SpirError, raise_all
 from spir.ir import Module
+from spir.packing import Packed
 from spir.types import Stored
 
 
@@ -31,6 +32,26 @@ class Executable(Protocol):
     @property
     def bytes_per_sample(self) -> int:
         """Roughly the peak memory that one sample takes, so that callers can cut batches."""
+
+
+@runtime_checkable
+class Packing(Executable, Protocol):
+    """An executable that makes trains of at most 64 frames as words, without their frames."""
+
+    def run_packed(self, x: NDArray[Any], keep: str = "") -> dict[str, Stored | Packed]:
+        """As `run`, with trains of spikes in words."""
+
+
+@runtime_checkable
+class Steered(Executable, Protocol):
+    """An executable of reals that stops at values and goes on with what the caller makes of them."""
+
+    def steer(self, x: NDArray[Any], stops: str) -> Generator[tuple[str, Stored], Stored | None, None]:
+        """Runs ``x``, yields name and value of whatever matches ``stops``, in order, and takes what is sent instead.
+
+        Raises:
+            SpirError[data]: an input of the wrong shape, type or range.
+        """
 
 
 @attrs.frozen

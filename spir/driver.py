@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from spir import artifact, pipeline, report
-from spir.backend import Backend, Executable
+from spir.backend import Backend, Executable, Packing, Steered
 from spir.batches import bytes_of, count, cut
 from spir.discovery import find, names
 from spir.errors import Diagnostic, SpirWarning, error, located
 from spir.ir import Module, kept
 from spir.options import build, spelled
+from spir.packing import Packed
 from spir.pipeline import Entry, Stage
 from spir.rewriting import Pass
-from spir.types import Real, Reals, Stored, Tensor
+from spir.types import Int, Real, Reals, Spikes, Stored, Tensor
 from spir.verify import verify
 
 CHUNK_BYTES = 256 * 2**20
@@ -30,17 +31,45 @@ CHECKS = ("off", "probes", "data")
 
 @attrs.frozen(eq=False, repr=False)
 class Trace:
-    """One value of one run: its type, the stored array, and what it means."""
+    """One value of one run: its type, the stored array or the words that hold its train, and what it means."""
 
     type: Tensor
-    stored: Stored
+    held: Stored | Packed
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        """One batch after the other."""
+        type_, held = parts[0].type, [part.held for part in parts]
+        if isinstance(held[0], Packed):
+            return cls(type_, Packed.concatenate([words for words in held if isinstance(words, Packed)]))
+        return cls(type_, np.concatenate([part.stored for part in parts], axis=1 if type_.train else 0))
 
     def __repr__(self) -> str:
-        return f"Trace({self.type}, stored {list(self.stored.shape)})"
+        return f"Trace({self.type}, stored {list(self.held.shape)})"
+
+    @property
+    def stored(self) -> Stored:
+        """Reals and integers ``[N, *shape]``, trains and currents ``[T, N, *shape]``."""
+        return self.held.frames if isinstance(self.held, Packed) else self.held
+
+    @property
+    def words(self) -> Packed:
+        """The spikes in machine words.
+
+        Raises:
+            SpirError[usage]: no train of spikes, or one of more than 64 frames.
+        """
+        if not isinstance(self.type.encoding, Spikes):
+            raise error("usage", f"{self.type.encoding} is no train of spikes", fix="read .stored or .decoded")
+        return self.held if isinstance(self.held, Packed) else Packed.of(self.frames)
 
     @property
     def decoded(self) -> Reals:
         """The real tensor it stands for, ``[N, *shape]`` float64."""
+        train = self.type.train
+        if isinstance(self.held, Packed) and train is not None:
+            integers = Tensor(self.type.shape, Int(train.lo, train.hi, train.scale))
+            return integers.decode(self.held.integers(train.code))
         return self.type.decode(self.stored)
 
     @property
@@ -51,7 +80,9 @@ class Trace:
             SpirError[usage]: a real value has no spikes.
         """
         self._discrete()
-        stored = np.asarray(self.stored, dtype=np.int64)
+        if isinstance(self.held, Packed):
+            return self.held.counts
+        stored = np.asarray(self.held, dtype=np.int64)
         return stored.sum(axis=0) if self.type.train else stored
 
     @property
@@ -90,6 +121,35 @@ class Context:
         for part in cut(module, x, batch or _at_once(executable, module, keep)):
             stored = executable.run(part, keep)
             yield {name: module.types[name].decode(stored.pop(name)) for name in list(stored)}
+
+    def steer(
+        self,
+        module: Module,
+        x: NDArray[Any],
+        stops: str,
+        visit: Callable[[str, list[Reals]], list[Reals]],
+        *,
+        batch: int | None = None,
+    ) -> None:
+        """See `spir.rewriting.Context`."""
+        executable = backend_of("serial").prepare(module)
+        assert isinstance(executable, Steered)  # serial is
+        size = max(2, _at_once(executable, module, stops) // 2 * 2)
+        for samples in (x,) if batch is None else cut(module, x, batch):
+            walks = [executable.steer(part, stops) for part in cut(module, samples, size)]
+            found = [next(walk, None) for walk in walks]
+            while here := [stop for stop in found if stop is not None]:
+                name = here[0][0]
+                changed = visit(name, [np.asarray(values, dtype=np.float64) for _, values in here])
+                found = [_onwards(walk, values) for walk, values in zip(walks, changed, strict=True)]
+
+
+def _onwards(walk: Generator[tuple[str, Stored], Stored | None, None], values: Stored) -> tuple[str, Stored] | None:
+    """The next stop, or None at the end."""
+    try:
+        return walk.send(values)
+    except StopIteration:
+        return None
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -137,12 +197,8 @@ class Compiled:
         """
         if not isinstance(keep, str):
             raise error("usage", f"keep is a pattern of names, not {type(keep).__name__}", fix='such as "layer2.*|fc"')
-        parts = list(self._runs(self._batch(x), keep))
-        found: dict[str, Trace] = {}
-        for name in parts[0]:
-            type_ = self.module.types[name]
-            axis = 1 if type_.train else 0
-            found[name] = Trace(type_, np.concatenate([p[name].stored for p in parts], axis=axis))
+        parts = list(self._runs(self._batch(x), keep, packed=True))
+        found = {name: Trace.joined([part[name] for part in parts]) for name in parts[0]}
         if keep and set(found) <= {self.module.output} and not kept(self.module.output, keep):
             raise error("usage", f"no value matches {keep!r}", fix=f"names: {', '.join(list(self.module.types)[:12])}")
         return found
@@ -191,10 +247,11 @@ class Compiled:
         check_floats(batch, self.module, "the input")
         return batch
 
-    def _runs(self, batch: NDArray[Any], keep: str) -> Iterator[dict[str, Trace]]:
-        for part in cut(self.module, batch, _at_once(self.executable, self.module, keep)):
-            stored = self.executable.run(part, keep)
-            yield {name: Trace(self.module.types[name], values) for name, values in stored.items()}
+    def _runs(self, batch: NDArray[Any], keep: str, *, packed: bool = False) -> Iterator[dict[str, Trace]]:
+        ready = self.executable
+        run = ready.run_packed if packed and isinstance(ready, Packing) else ready.run
+        for part in cut(self.module, batch, _at_once(ready, self.module, keep)):
+            yield {name: Trace(self.module.types[name], values) for name, values in run(part, keep).items()}
 
 
 def compile(  # noqa: A001 - the word of the field
@@ -445,5 +502,5 @@ def _digest(x: NDArray[Any]) -> str:
 
 def _at_once(executable: Executable, module: Module, keep: str) -> int:
     """Samples that memory takes, with what is kept of them."""
-    shown = bytes_of(t for name, t in module.types.items() if kept(name, keep))
+    shown = bytes_of(t for name, t in module.types.items() if kept(name, keep)) if keep else 0
     return max(1, CHUNK_BYTES // max(1, executable.bytes_per_sample + shown))

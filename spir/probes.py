@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.ir import Module
+from spir.ops.encode import sort
 from spir.ops.quantize import Quantize
-from spir.types import Real, Stored, Tensor, Train, weights
+from spir.types import SORTED, Real, Stored, Tensor, Train, weights
 
 CALIBRATION = 4
 RANDOM = 2
@@ -81,6 +82,8 @@ def _discrete(type_: Tensor, data: NDArray[Any] | None, rng: np.random.Generator
 
 def framed(train: Train, values: NDArray[Any]) -> NDArray[np.int64]:
     """Frames ``[T, *]`` that decode to ``values`` where the frame range permits; those of a direct code are equal."""
+    if train.code in SORTED:
+        return sort(values.astype(np.int64), train.steps, train.code)
     if train.code == "direct":
         return np.stack([np.sign(values) * (np.abs(values) // train.steps)] * train.steps)
     factors = weights(train.code, train.steps)

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
+from spir.ops._neuron import Neuron
+from spir.ops.clip import Clip
+from spir.ops.encode import Encode
+from spir.ops.integrate import Integrate
 from spir.ops.max_pool import MaxPool
+from spir.ops.qcfs import Qcfs
+from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.pipeline import Entry
@@ -49,14 +55,19 @@ class Report:
     """Measured on ``samples`` inputs; one JSON schema, see `json`.
 
     A synaptic operation is one spike arriving over one synapse; trains that quantisers emit are the input layer and are
-    listed apart. ``integers`` counts the ops that compute integers between spikes: what they do is in no other figure.
-    The latency, in windows and steps, and the skip paths that must wait are those of `spir.schedule`.
+    listed apart. ``spiking`` are the activations that emit trains, ``unconverted`` those that do not, and ``analogue``
+    the inputs that layers read as integers, without spikes. ``integers`` counts the ops that compute integers between
+    spikes: what they do is in no other figure. The latency, in windows and steps, and the skip paths that must wait are
+    those of `spir.schedule`.
     """
 
     backend: str
     samples: int
     layers: tuple[Layer, ...]
     coverage: Mapping[str, int]
+    spiking: tuple[str, ...]
+    unconverted: tuple[str, ...]
+    analogue: tuple[str, ...]
     reals: tuple[str, ...]
     host: tuple[str, ...]
     integers: Mapping[str, int]
@@ -88,6 +99,13 @@ class Report:
         found = ", ".join(f"{count} {op}" for op, count in self.integers.items())
         return [f"on integers, outside of neurons, not counted as spikes or windows: {found}"]
 
+    def _converted(self) -> str:
+        """How many activations spike, which do not, and what enters without spikes."""
+        count = len(self.spiking) + len(self.unconverted)
+        left = f"; not spiking: {', '.join(self.unconverted)}" if self.unconverted else ""
+        read = f"; read as an analogue current: {', '.join(self.analogue)}" if self.analogue else ""
+        return f"activations that spike: {len(self.spiking)} of {count}{left}{read}"
+
     def json(self) -> dict[str, Any]:
         """Plain data of schema ``spir-report/1``."""
         return {
@@ -115,6 +133,7 @@ class Report:
                 *rows,
                 f"{'total':<28}{'':<14}{'':>9}{'':>7}{self.spikes:>12.1f}{'':>8}{self.synaptic_operations:>14.0f}",
                 "coverage: " + ", ".join(f"{count} {kind}" for kind, count in self.coverage.items()),
+                self._converted(),
                 f"real values: {', '.join(self.reals) or 'none'}; for the host: {', '.join(self.host) or 'none'}",
                 f"silent on these samples: {', '.join(self.silent) or 'none'}",
                 *self._outside(),
@@ -157,6 +176,9 @@ def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
     """For every value, the synaptic paths that leave each element towards neurons or the readout, ``[*shape]``."""
     paths = {name: np.full(t.shape, int(_ends(module, name)), dtype=np.int64) for name, t in module.types.items()}
     for node in reversed(module.nodes):
+        if _passes_on(node, module):
+            (operand,) = node.operands
+            paths[operand] = paths[operand] + paths[node.result]
         if isinstance(node.op, LinearMap):
             found = node.op.synapses(paths[node.result], *(module.types[o].shape for o in node.operands))
             for operand, more in zip(node.operands, found, strict=True):
@@ -166,7 +188,48 @@ def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
 
 def _ends(module: Module, name: str) -> bool:
     """Whether a value arrives: something else than a linear op reads it, or the user does."""
-    return name == module.output or any(not isinstance(n.op, LinearMap) for n in module.readers[name])
+    readers = (n for n in module.readers[name] if not _passes_on(n, module))
+    return name == module.output or any(not isinstance(n.op, LinearMap) for n in readers)
+
+
+def _passes_on(node: Node, module: Module) -> bool:
+    """Whether a train is summed for the synapses of the next layer, in place of one product a frame."""
+    sums = isinstance(node.op, Integrate) and node.op.bias is None and module.types[node.operands[0]].train is not None
+    return sums and any(isinstance(n.op, LinearMap) for n in module.readers[node.result])
+
+
+def _quantises_input(node: Node | None, module: Module) -> bool:
+    """Whether a node makes integers of the input, or of what the host makes of it; None is the input itself."""
+    if node is None:
+        return True
+    source = module.definitions.get(node.operands[0])
+    return isinstance(node.op, Quantize) and (source is None or source.op.host)
+
+
+def _activations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The activations that spike, those that do not, and the inputs that layers read without spikes."""
+    spiking: list[str] = []
+    left: list[str] = []
+    analogue: list[str] = []
+    for node in module.nodes:
+        readers, source = module.readers[node.result], module.definitions.get(node.operands[0])
+        entering = source is None or source.op.host
+        match node.op:
+            case Neuron():
+                spiking.append(node.result)
+            case Encode() if not _quantises_input(source, module):
+                spiking.append(node.result)
+            case Requant() if not any(isinstance(n.op, Encode) for n in readers):
+                left.append(node.result)
+            case Relu() | Qcfs():
+                left.append(node.result)
+            case Clip() if not entering:
+                left.append(node.result)
+            case Quantize() if _quantises_input(node, module):
+                analogue += [node.result] if any(isinstance(n.op, LinearMap) for n in readers) else []
+            case Quantize() if not any(isinstance(n.op, Encode) for n in readers):
+                left.append(node.result)
+    return tuple(spiking), tuple(left), tuple(analogue)
 
 
 class Counter:
@@ -202,18 +265,28 @@ class Counter:
         reals = tuple(n for n, t in self._module.types.items() if isinstance(t.encoding, Real))
         host = tuple(n.result for n in self._module.nodes if n.op.host)
         times = schedule(self._module)
-        coverage = dict(sorted(kinds.items()))
         integers = Counts(str(n.op.name) for n in self._module.nodes if isinstance(n.op, (Requant, MaxPool, Relu)))
-        waiting = (times.windows, times.latency, times.delays)
         return Report(
-            backend, samples, layers, coverage, reals, host, dict(sorted(integers.items())), *waiting, journal, source
+            backend,
+            samples,
+            layers,
+            dict(sorted(kinds.items())),
+            *_activations(self._module),
+            reals=reals,
+            host=host,
+            integers=dict(sorted(integers.items())),
+            windows=times.windows,
+            latency=times.latency,
+            delays=times.delays,
+            journal=journal,
+            source=source,
         )
 
     def _accumulated(self, node: Node) -> str | None:
         """The current behind a train, or None where the train was made of integers that no current led to."""
         while self._module.types[node.operands[0]].train is None:
             before = self._module.definitions.get(node.operands[0])
-            if before is None:
+            if before is None or isinstance(before.op, LinearMap):
                 return None
             node = before
         return node.operands[0]

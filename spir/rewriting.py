@@ -41,6 +41,21 @@ class Context(Protocol):
         ``batch`` samples at a time, else as many as memory takes.
         """
 
+    def steer(
+        self,
+        module: Module,
+        x: NDArray[Any],
+        stops: str,
+        visit: Callable[[str, list[Reals]], list[Reals]],
+        *,
+        batch: int | None = None,
+    ) -> None:
+        """Runs a module of reals, and at every value that matches ``stops`` goes on with what ``visit`` makes of it.
+
+        ``visit(name, parts)`` sees the values ``[n, *shape]`` of all samples, in parts of an even number. All samples
+        wait for each other; with ``batch`` only those of a batch do.
+        """
+
 
 @attrs.frozen
 class Pass:

@@ -24,7 +24,9 @@ Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 Stored = NDArray[np.int64] | NDArray[np.float64]
 
-CODES = ("rate", "bits", "sorted", "direct")
+SORTED = ("suffix", "prefix")
+"""Codes of sorted trains: the first fills the last steps, the second the first."""
+CODES = ("rate", "bits", *SORTED, "direct")
 REGISTER_BITS = 63
 LONGEST = 2**16
 LARGEST = 2**40
@@ -212,7 +214,7 @@ class Int:
 
 
 def weights(code: str, steps: int) -> tuple[int, ...]:
-    """weight(t) of each frame: 2^(b-1-t) for bits, 1 for rate, sorted and direct codes."""
+    """weight(t) of each frame: 2^(b-1-t) for bits, 1 for all other codes."""
     return tuple(2 ** (steps - 1 - t) for t in range(steps)) if code == "bits" else (1,) * steps
 
 
@@ -220,12 +222,12 @@ def weights(code: str, steps: int) -> tuple[int, ...]:
 class Spikes:
     """A train of ``steps`` frames that decodes to ``lo..hi``.
 
-    bits: {0, 1} frames, MSB first; when lo < 0 the first frame holds {-1, 0}. sorted: nested, all at one end.
-    rate: net spikes of a step.
+    bits: {0, 1} frames, MSB first; when lo < 0 the first frame holds {-1, 0}. suffix and prefix: sorted, so nested, all
+    spikes in the last or first steps, of one sign. rate: net spikes of a step.
     """
 
     steps: int = attrs.field(validator=_framed)
-    code: str = attrs.field(validator=_coded("rate", "bits", "sorted"))
+    code: str = attrs.field(validator=_coded("rate", "bits", *SORTED))
     lo: int
     hi: int = attrs.field(validator=_ordered)
     scale: Scale
@@ -354,7 +356,8 @@ class Tensor:
         """A user's batch as stored numbers, copied: reals as float64, all else as int64.
 
         Raises:
-            SpirError[data]: a wrong shape, no numbers, NaN or Inf, fractions for integers, values outside the range.
+            SpirError[data]: a wrong shape, no numbers, NaN or Inf, fractions for integers, values outside the range,
+                frames of a sorted code that are not sorted.
         """
         lead = (self.steps,) if self.train is not None else ()
         rank = len(lead) + 1 + len(self.shape)
@@ -378,6 +381,7 @@ class Tensor:
         if self.train is not None:
             for t, (frame, ends) in enumerate(zip(stored, self.train.frames, strict=True)):
                 _check_range(frame, *ends, f"frame {t}")
+            _check_sorted(stored, self.train)
         _check_range(self.integers(stored), self.encoding.lo, self.encoding.hi, "the value")
         return stored
 
@@ -409,6 +413,16 @@ def _check_range(integers: Integers, lo: int, hi: int, what: str) -> None:
         )
 
 
+def _check_sorted(stored: Integers, train: Train) -> None:
+    """Refuses frames of a sorted train that are not sorted, or of both signs."""
+    if train.code not in SORTED:
+        return
+    size = np.abs(stored) if train.code == "suffix" else np.abs(stored[::-1])
+    if (np.diff(size, axis=0) < 0).any() or (np.abs(stored.sum(axis=0)) != size.sum(axis=0)).any():
+        end = "last" if train.code == "suffix" else "first"
+        raise error("data", f"spikes of code {train.code} fill the {end} steps with one sign", fix="give code rate")
+
+
 def scale_of(tensor: Tensor) -> Scale:
     """The scale of an integer carrier.
 
@@ -421,7 +435,9 @@ def scale_of(tensor: Tensor) -> Scale:
 
 
 def join(trains: Sequence[Train]) -> tuple[int, str]:
-    """Steps and code of a sum of trains: direct < rate, sorted < rate, bits joins bits of equal length only.
+    """Steps and code of a sum of trains: direct < rate, suffix and prefix < rate, bits joins bits of equal length only.
+
+    In one step suffix and prefix are the same.
 
     Raises:
         SpirError[type]: lengths or codes that do not meet.
@@ -439,7 +455,10 @@ def join(trains: Sequence[Train]) -> tuple[int, str]:
             f"trains of codes {' and '.join(sorted(codes))} cannot meet: their frames weigh differently",
             fix="convert both branches to the same neuron",
         )
-    return lengths.pop(), codes.pop() if len(codes) == 1 else "rate"
+    (length,) = lengths
+    if length == 1 and codes.issuperset(SORTED):
+        codes.remove("prefix")
+    return length, codes.pop() if len(codes) == 1 else "rate"
 
 
 def same_scale(tensors: Sequence[Tensor]) -> Scale:

@@ -15,13 +15,13 @@ from spir.errors import SpirError
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
 from spir.ops._neuron import Neuron
 from spir.ops._threshold import Triple, law
-from spir.ops.encode import Encode, bits
+from spir.ops.encode import Encode, bits, sort
 from spir.ops.integrate import Integrate
 from spir.ops.pad import Pad
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.ops.slice import Slice
-from spir.types import Int, Integers, Real, Scale, Spikes, Stored, Tensor, weights
+from spir.types import SORTED, Int, Integers, Real, Scale, Spikes, Stored, Tensor, weights
 from spir.verify import verify
 
 SAMPLES = 7
@@ -115,8 +115,8 @@ def stored_values(type_: Tensor, value: Integers) -> Integers | None:
         return None
     if encoding.code == "bits":
         return bits(value, encoding.steps, signed=encoding.lo < 0)
-    if encoding.code == "sorted":
-        return np.stack([np.sign(value) * (np.abs(value) > t) for t in range(encoding.steps)])
+    if encoding.code in SORTED:
+        return sort(value, encoding.steps, encoding.code)
     return None
 
 

@@ -30,12 +30,15 @@ from spir.ops.encode import Encode
 from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
+from spir.ops.mix import Mix
+from spir.ops.neuron_matrix import NeuronMatrix
+from spir.ops.neuron_parallel import NeuronParallel
 from spir.ops.pad import Pad
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.ops.slice import Slice
-from spir.types import Current, Encoding, Int, Real, Scale, Spikes, Tensor, scale_of
+from spir.types import SORTED, Current, Encoding, Int, Real, Scale, Spikes, Tensor, scale_of
 from spir.verify import verify
 
 BRIDGES = (Integrate(), Quantize(0.5, -128, 127), Dequantize())
@@ -43,6 +46,8 @@ BRIDGES = (Integrate(), Quantize(0.5, -128, 127), Dequantize())
 Step = tuple[str, int]
 
 LARGEST = 100
+MOST_STEPS = 12
+"""Of sorted trains."""
 TRIES = 6
 HALF = Scale.of(0.5)
 SHAPES = ((2, 4, 3), (3, 3, 3), (1, 4, 4), (4,), (2, 3))
@@ -55,7 +60,8 @@ ENCODINGS: tuple[Encoding, ...] = (
     Spikes(5, "bits", -3, 2, HALF),
     Spikes(4, "rate", -4, 4, HALF),
     Spikes(6, "rate", -2, 3, HALF),
-    Spikes(4, "sorted", 0, 4, HALF),
+    Spikes(4, "suffix", 0, 4, HALF),
+    Spikes(5, "prefix", -5, 5, HALF),
     Current(4, "bits", -90, 80, -6, 6, HALF),
     Current(4, "rate", -20, 20, -6, 6, HALF),
     Current(4, "direct", -40, 40, -10, 10, HALF),
@@ -67,7 +73,7 @@ ENCODINGS: tuple[Encoding, ...] = (
 def starts() -> tuple[Module, ...]:
     """Modules to grow from: an input of every encoding and shape, and every corner of every op."""
     plain = [Module(Value("x", Tensor(shape, encoding)), (), "x") for encoding in ENCODINGS for shape in SHAPES]
-    return (*plain * 4, *(module for name in names("ops") for module in corners(name) if module is not None))
+    return (*plain * 8, *(module for name in names("ops") for module in corners(name) if module is not None))
 
 
 @functools.cache
@@ -174,7 +180,7 @@ class Dice:
     def ops(self, name: str, x: Tensor) -> Iterator[Op]:
         """Ops of a name that may fit a first operand: made to measure, or from the corners."""
         owner = find("ops", name)
-        maker = functools.partial(neuron, owner) if issubclass(owner, Neuron) else MAKERS.get(name)
+        maker = MAKERS.get(name) or (functools.partial(neuron, owner) if issubclass(owner, Neuron) else None)
         if maker is not None:
             try:
                 if (made := maker(self, x)) is not None:
@@ -300,11 +306,45 @@ def neuron(kind: type[Neuron], dice: Dice, x: Tensor) -> Op | None:
     return None if law is None else kind.fuse(Integrate(), law, kind.derive(law))
 
 
+def neuron_parallel(dice: Dice, x: Tensor) -> NeuronParallel | None:
+    """A law of some levels, sorted at either end."""
+    law, steps = requant(dice, x), dice.rng.randint(1, 9)
+    if law is None:
+        return None
+    order, signed = dice.rng.choice(SORTED), dice.chance(0.3)
+    return NeuronParallel(steps, law.mul, law.add, law.div, law.scale, order, signed)
+
+
+def neuron_matrix(dice: Dice, x: Tensor) -> Op | None:
+    """The matrices of a parallel neuron, fused or Lambda_PC alone, or any lower-triangular one."""
+    plain = neuron_parallel(dice, x)
+    if plain is None or x.train is None:
+        return None
+    plain = attrs.evolve(plain, steps=x.steps, signed=False)
+    fused = NeuronMatrix.of(plain, x.steps)
+    leaky = np.tril([[dice.rng.randint(0, 4) for _ in range(x.steps)] for _ in range(x.steps)])
+    rows = Array.of([dice.rng.randint(1, 4) for _ in range(x.steps)])
+    made = (fused, NeuronMatrix.published(plain)[1], attrs.evolve(fused, matrix=Array.of(leaky), rows=rows))
+    return dice.rng.choice(made)
+
+
+def mix(dice: Dice, x: Tensor) -> Op | None:
+    """Uniform, or frames in another order, some of them twice."""
+    if x.train is None:
+        return None
+    order = dice.rng.sample(range(x.steps), x.steps)
+    eye = np.eye(x.steps, dtype=np.int64)
+    matrix, divisor = dice.rng.choice([(np.ones_like(eye), x.steps), (eye[order], 1), (eye + eye[order], 2)])
+    return Mix(Array.of(matrix), divisor)
+
+
 def encode(dice: Dice, x: Tensor) -> Op | None:
-    """As many bits as the range needs, or one more."""
+    """As many bits or steps as the range needs, or one more."""
     if not isinstance(x.encoding, Int):
         return None
     lo, hi = x.range.hull
+    if max(-lo, hi) <= MOST_STEPS and dice.chance(0.5):
+        return Encode(max(-lo, hi, 1) + dice.rng.randint(0, 1), dice.rng.choice(SORTED))
     return Encode(max(-lo - 1, hi, 1).bit_length() + (lo < 0) + dice.rng.randint(0, 1))
 
 
@@ -340,6 +380,9 @@ MAKERS: dict[str, Callable[[Dice, Tensor], Op | None]] = {
     "global_avg_pool": global_avg_pool,
     "integrate": integrate,
     "linear": linear,
+    "mix": mix,
+    "neuron_matrix": neuron_matrix,
+    "neuron_parallel": neuron_parallel,
     "pad": pad,
     "quantize": quantize,
     "requant": requant,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spir.errors import error
 from spir.ir import Array, Op
 from spir.types import (
+    SORTED,
     Current,
     Int,
     Interval,
@@ -102,10 +103,10 @@ class LinearMap(Op):
         if not trains:
             return Tensor(shape, Int(lo, hi, scale))
         steps, code = join(trains)
-        if self.relabels and (spikes := _relabelled(trains, steps, lo, hi, scale)) is not None:
+        if self.relabels and (spikes := _relabelled(trains, steps, code, lo, hi, scale)) is not None:
             return Tensor(shape, spikes)
         frame_lo, frame_hi = self.bounds(shapes, *(Interval.of(*t.frame) for t in trains)).hull
-        carried = "rate" if code == "sorted" else code
+        carried = "rate" if code in SORTED else code
         return Tensor(shape, Current(steps, carried, lo, hi, frame_lo, frame_hi, scale))
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:
@@ -286,13 +287,23 @@ def _sources(op: Relabelling, shape: Shape) -> tuple[frozenset[int], ...]:
     )
 
 
-def _relabelled(trains: Sequence[Train], steps: int, lo: int, hi: int, scale: Scale) -> Spikes | None:
-    """The spikes that moved spikes are; None where no one train type holds them, signed and unsigned bits say."""
+def _relabelled(trains: Sequence[Train], steps: int, code: str, lo: int, hi: int, scale: Scale) -> Spikes | None:
+    """The spikes that moved spikes are; None where no one train type holds them, signed and unsigned bits say.
+
+    Raises:
+        SpirError[E-ORDER-MIX]: sorted trains of both orders.
+    """
     codes = {t.code for t in trains}
-    if len(codes) > 1 or not all(isinstance(t, Spikes) for t in trains):
+    if code == "rate" and codes == set(SORTED):
+        raise error(
+            "E-ORDER-MIX",
+            "suffix and prefix trains meet: a maximum of such trains is not the train of the maximum",
+            fix="one order for all layers: derive-thresholds{neuron=parallel, order=suffix}",
+        )
+    if (len(codes) > 1 and code not in SORTED) or not all(isinstance(t, Spikes) for t in trains):
         return None
-    low, high = Spikes.limits(steps, trains[0].code, signed=lo < 0)
-    return Spikes(steps, trains[0].code, lo, hi, scale) if low <= lo and hi <= high else None
+    low, high = Spikes.limits(steps, code, signed=lo < 0)
+    return Spikes(steps, code, lo, hi, scale) if low <= lo and hi <= high else None
 
 
 def surrounded(x: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> NDArray[Any]:

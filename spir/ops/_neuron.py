@@ -32,12 +32,17 @@ class ArrayNamespace(Protocol):
 class Neuron(Op):
     """A fused neuron: it equals ``integrate; requant; encode``.
 
-    A subclass gives ``fire`` (the steps a backend takes), ``derive`` (which requant becomes this neuron) and ``fuse``.
+    A subclass gives ``fire`` (the steps a backend takes) and, where pipelines derive it, ``derive`` (which requant
+    becomes this neuron) and ``fuse``.
     """
 
-    code: ClassVar[str]
     two_phase: ClassVar[bool] = True
     """Whether its first spike waits for the last frame it reads; an on-line neuron spikes in the same window."""
+    derived: ClassVar[bool] = True
+    """Whether pipelines derive it from a requant; else it comes from other neurons, or from text."""
+    charged: ClassVar[bool] = False
+    """Whether it also takes the charge of all steps as one integer, so that the first layer may read what no train
+    carries: the analogue input."""
 
     @property
     def triple(self) -> Triple | None:
@@ -52,15 +57,23 @@ class Neuron(Op):
         raise NotImplementedError(f"{type(self).__name__}.fire")  # abstract: each neuron defines it
 
     @classmethod
-    def derive(cls, source: Requant | Quantize) -> Encode:
+    def derive(cls, source: Requant | Quantize, order: str | None = None) -> Encode:
         """The encoder that follows a requant, or the input's quantiser, in this neuron's unfused form.
+
+        Args:
+            source: what makes the integers.
+            order: at which end spikes stand, for neurons that sort them; others refuse it.
 
         Raises:
             SpirError[type]: a clip range that the neuron does not realise, with the fix.
+            SpirError[option]: an order that the neuron does not know.
         """
         raise NotImplementedError(f"{cls.__name__}.derive")  # abstract: each neuron defines it
 
     @classmethod
-    def fuse(cls, integrate: Integrate, requant: Requant, encode: Encode) -> Self | None:
-        """The neuron that equals the three ops, or None where they are none of its own."""
+    def fuse(cls, integrate: Integrate | None, requant: Requant, encode: Encode) -> Self | None:
+        """The neuron that equals the three ops, or None where they are none of its own.
+
+        ``integrate`` is None where the requant reads integers that no train was summed to.
+        """
         raise NotImplementedError(f"{cls.__name__}.fuse")  # abstract: each neuron defines it

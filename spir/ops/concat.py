@@ -20,7 +20,8 @@ from spir.types import Current, Encoding, Int, Interval, Real, Scale, Shape, Spi
 class Concat(LinearMap):
     """The operands along ``axis`` of a sample, 0 is the channels; there each keeps its scale, elsewhere they share one.
 
-    Trains of one code and sign stay spikes; signed with unsigned bits become a current.
+    Trains of one code and sign stay spikes; signed with unsigned bits become a current. Sorted trains of both orders
+    are refused: no max_pool could read them.
     """
 
     name: ClassVar[str] = "concat"

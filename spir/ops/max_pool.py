@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spir.errors import error
 from spir.ir import Op
 from spir.ops._linear import reached, windows
-from spir.types import Current, Int, Interval, Real, Scale, Shape, Spikes, Stored, Tensor
+from spir.types import SORTED, Current, Int, Interval, Real, Scale, Shape, Spikes, Stored, Tensor
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class MaxPool(Op):
         """
         (x,) = types
         shape = self.shape(x.shape)
-        if x.train is not None and x.train.code not in ("sorted", "direct"):
+        if x.train is not None and x.train.code not in (*SORTED, "direct"):
             raise error(
                 "E-MAXPOOL",
                 f"{x.encoding} trains are not nested, so the maximum of trains is not the train of the maximum",
@@ -94,8 +94,8 @@ class MaxPool(Op):
                 Int(-9, -3, Scale.of([0.5, 0.25])),
                 Int(0, 255, Scale.of(0.5)),
                 Real(),
-                Spikes(3, "sorted", 0, 3, Scale.of(0.5)),
-                Spikes(3, "sorted", -3, 3, Scale.of([0.5, 0.25])),
+                Spikes(3, "suffix", 0, 3, Scale.of(0.5)),
+                Spikes(3, "prefix", -3, 3, Scale.of([0.5, 0.25])),
                 Current(3, "direct", -18, 15, -6, 5, Scale.of(0.5)),
             ):
                 yield op, (Tensor(image, encoding),)

@@ -31,7 +31,6 @@ class NeuronStem(Neuron):
     """
 
     name: ClassVar[str] = "neuron_stem"
-    code: ClassVar[str] = "bits"
     bits: int
     mul: Array
     add: Array
@@ -90,8 +89,10 @@ class NeuronStem(Neuron):
                 yield xp.where(fires, 1, 0)
 
     @classmethod
-    def derive(cls, source: Requant | Quantize) -> Encode:
+    def derive(cls, source: Requant | Quantize, order: str | None = None) -> Encode:
         """0..2^b-1 or -2^(b-1)..2^(b-1)-1 become b bits."""
+        if order is not None:
+            raise error("option", f"neuron stem emits bits, in no order {order!r}", fix="neuron=parallel, or no order")
         signed = source.lo < 0
         steps = max(source.hi, -source.lo - 1, 0 if signed else 1).bit_length() + signed
         realised = Spikes.limits(steps, "bits", signed=signed)
@@ -104,10 +105,10 @@ class NeuronStem(Neuron):
         return Encode(steps=steps)
 
     @classmethod
-    def fuse(cls, integrate: Integrate, requant: Requant, encode: Encode) -> Self | None:
+    def fuse(cls, integrate: Integrate | None, requant: Requant, encode: Encode) -> Self | None:
         """Only where the clip range is the neuron's own and no bias was added in between."""
         signed = requant.lo < 0
-        if encode.code != cls.code or integrate.bias is not None:
+        if encode.code != "bits" or integrate is None or integrate.bias is not None:
             return None
         if (requant.lo, requant.hi) != Spikes.limits(encode.steps, "bits", signed=signed):
             return None

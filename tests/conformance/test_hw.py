@@ -21,6 +21,7 @@ from spir.ops.avg_pool import AvgPool
 from spir.ops.conv2d import Conv2d
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
+from spir.ops.mix import Mix
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
@@ -50,10 +51,10 @@ CORNERS = [
 
 
 @pytest.mark.parametrize(("op", "types"), [p for p in CORNERS if len(set(p.values[1])) == 1])
-def test_only_reals_are_refused(op, types):
+def test_only_reals_and_mixtures_of_frames_are_refused(op, types):
     module = module_of(types[0], ("y", op, " ".join("x" for _ in types)))
     if list(Hw().refusals(module)):
-        assert any(isinstance(t.encoding, Real) for t in module.types.values())
+        assert any(isinstance(t.encoding, Real) for t in module.types.values()) or isinstance(op, Mix)
 
 
 def test_only_reals_and_ops_of_the_future_are_refused():
@@ -302,14 +303,14 @@ def test_frames_of_an_input_current_survive_merging():
     same(found["s"], 2 * x)
 
 
-def test_trains_of_other_codes_are_stepped():
-    for code, lo in (("rate", -5), ("sorted", 0)):
+def test_trains_of_code_rate_are_stepped_and_sorted_ones_merged():
+    for code, lo in (("rate", -5), ("suffix", 0), ("prefix", -5)):
         train = Tensor((3, 2, 2), Spikes(5, code, lo, 5, Scale.of(1.0)))
         module = module_of(train, ("c", conv(np.random.default_rng(15), 2, 3, 1, 0), "x"), ("z", Integrate(), "c"))
-        x = stored_input(train, np.random.default_rng(16)) if code == "sorted" else None
+        x = None if code == "rate" else stored_input(train, np.random.default_rng(16))
         x = np.random.default_rng(16).integers(-1, 2, (5, 6, 3, 2, 2)) if x is None else x
         program = Hw().prepare(module)
-        assert not program.merged
+        assert program.merged == (set() if code == "rate" else {"x", "c"})
         expected = module.definitions["c"].op.reference((train,), x)
         same(program.run(x, keep="c")["c"], expected)
         same(program.run(x)["z"], expected.sum(axis=0))

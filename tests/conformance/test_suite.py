@@ -15,6 +15,8 @@ from spir.driver import backend_of
 from spir.errors import SpirError
 from tests.conformance.networks import NETWORKS, example
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+
 
 def variants() -> list[str]:
     found = []

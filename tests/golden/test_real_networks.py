@@ -16,7 +16,7 @@ from spir.interpreter import decoded
 from spir.interpreter import run as interpret
 from spir.ir import Array
 
-BACKENDS = ("serial", "hw{collapse=off}", "hw")
+BACKENDS = ("serial", "parallel", "hw{collapse=off}", "hw")
 IMAGES = 8
 pytestmark = pytest.mark.xdist_group("real networks")  # compiled once, for one worker
 

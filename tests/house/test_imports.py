@@ -16,13 +16,23 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 GRAMMAR = ("spir.errors", "spir.options", "spir.types", "spir.ir")
 OPS = ("spir.ops._", "spir.ops")
-NEURONS = ("spir.ops._neuron", "spir.ops.neuron_")  # a fused neuron equals three ops, and so knows them
+# a fused neuron equals three ops, and so knows them
+NEURONS = ("spir.ops._neuron", "spir.ops.neuron_", "spir.ops.neuron_parallel", "spir.ops.neuron_matrix")
 LANGUAGE = ("spir.discovery", *GRAMMAR, *OPS, *NEURONS)
 BOUNDS = (*LANGUAGE, "spir.text", "spir.ranges", "spir.schedule", "spir.verify")
 MEANING = (*BOUNDS, "spir.interpreter")
 REWRITING = (*MEANING, "spir.probes", "spir.contracts", "spir.store", "spir.rewriting")
 RESULTS = (
-    *(*REWRITING, "spir.batches", "spir.measure", "spir.pipeline", "spir.backend", "spir.equality", "spir.difference"),
+    *(
+        *REWRITING,
+        "spir.packing",
+        "spir.batches",
+        "spir.measure",
+        "spir.pipeline",
+        "spir.backend",
+        "spir.equality",
+        "spir.difference",
+    ),
     *("spir.report", "spir.artifact", "spir.recipes"),
 )
 
@@ -34,11 +44,15 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.discovery": ("spir.errors",),
     "spir.options": ("spir.errors",),
     "spir.types": ("spir.errors",),
+    "spir.packing": ("spir.errors", "spir.types"),
     "spir.ir": ("spir.errors", "spir.discovery", "spir.types"),
     "spir.ops._": GRAMMAR,
     "spir.ops": (*GRAMMAR, "spir.ops._"),
     "spir.ops._neuron": (*GRAMMAR, *OPS),
     "spir.ops.neuron_": (*GRAMMAR, *OPS, "spir.ops._neuron"),
+    "spir.ops.neuron_parallel": (*GRAMMAR, *OPS, "spir.ops._neuron"),
+    # matrices are the published form of that neuron, and are fused to it
+    "spir.ops.neuron_matrix": (*GRAMMAR, *OPS, "spir.ops._neuron", "spir.ops.neuron_parallel"),
     "spir.text": LANGUAGE,
     "spir.ranges": (*LANGUAGE, "spir.text"),
     "spir.schedule": (*LANGUAGE, "spir.text", "spir.ranges"),
@@ -53,14 +67,25 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.passes": (*REWRITING, "spir.passes._"),
     "spir.measure": (*REWRITING, "spir.batches"),
     "spir.pipeline": (*REWRITING, "spir.measure"),
-    "spir.backend": BOUNDS,
+    "spir.backend": (*BOUNDS, "spir.packing"),
     "spir.backends._": (*BOUNDS, "spir.backend"),
     "spir.backends.torch_ops": (*BOUNDS, "spir.backend"),
-    "spir.backends": (*BOUNDS, "spir.backend", "spir.backends._", "spir.backends.torch_ops"),
+    "spir.backends": (
+        *(*BOUNDS, "spir.packing", "spir.batches", "spir.backend"),
+        *("spir.backends._", "spir.backends.torch_ops"),
+    ),
     "spir.frontends.modules": ("spir.errors",),
     "spir.frontends._": (*MEANING, "spir.frontends.modules"),
     "spir.frontends": (*MEANING, "spir.frontends._", "spir.frontends.modules"),
-    "spir.recipes": ("spir.errors", "spir.discovery", "spir.options", "spir.rewriting", "spir.pipeline"),
+    "spir.recipes._": ("spir.errors", "spir.options"),
+    "spir.recipes": (
+        "spir.recipes._",
+        "spir.errors",
+        "spir.discovery",
+        "spir.options",
+        "spir.rewriting",
+        "spir.pipeline",
+    ),
     "spir.report": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.artifact": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.equality": (*MEANING, "spir.batches", "spir.backend"),

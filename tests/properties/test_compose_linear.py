@@ -42,7 +42,7 @@ ENCODINGS: tuple[Encoding, ...] = (
     Spikes(4, "bits", 0, 15, HALF),
     Spikes(3, "bits", -4, 3, Scale.of(0.1)),
     Spikes(5, "rate", -5, 5, HALF),
-    Spikes(4, "sorted", 0, 4, HALF),
+    Spikes(4, "suffix", 0, 4, HALF),
     Current(3, "bits", -40, 40, -6, 6, HALF),
     Current(3, "direct", -18, 15, -6, 5, HALF),
 )

@@ -27,7 +27,7 @@ from spir.ops.scale import Scaling
 from spir.types import Int, Real, Scale, Spikes, Tensor
 from spir.verify import verify
 
-BACKENDS = ("serial", "hw{collapse=off}", "hw{collapse=auto}")
+BACKENDS = ("serial", "parallel", "hw{collapse=off}", "hw{collapse=auto}")
 ONE, ZERO = Array.of([1]), Array.of([0])
 
 

@@ -278,7 +278,7 @@ ENCODINGS: tuple[Encoding, ...] = (
     Spikes(5, "bits", 2, 9, ONE),
     Spikes(4, "rate", -4, 4, ONE),
     Spikes(6, "rate", -2, 3, ONE),
-    Spikes(4, "sorted", 0, 4, ONE),
+    Spikes(4, "suffix", 0, 4, ONE),
 )
 
 

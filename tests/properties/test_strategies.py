@@ -44,7 +44,7 @@ def test_random_modules_hold_every_op_and_join_unequal_scales():
     assert len(set(names("ops")) & set(seen)) >= 0.7 * len(names("ops"))
     assert seen["long"] >= seen["all"] / 5
     assert seen["three kinds of value"] >= seen["all"] / 6
-    assert {"rea", "int", "bits", "rate", "sorted"} <= set(seen)
+    assert {"rea", "int", "bits", "rate", "suffix"} <= set(seen)
     assert seen["made to meet"] >= 1
 
 
@@ -92,7 +92,7 @@ def test_inputs_hit_ties_thresholds_zero_and_both_ends(module, events):
 
 def test_inputs_start_with_both_ends_of_the_range():
     one = Scale.of(1)
-    for encoding in (Int(-3, 9, one), Spikes(4, "bits", -8, 7, one), Spikes(4, "sorted", 0, 4, one)):
+    for encoding in (Int(-3, 9, one), Spikes(4, "bits", -8, 7, one), Spikes(4, "suffix", 0, 4, one)):
         type_ = Tensor((2, 2), encoding)
         values = type_.integers(stored_input(type_, np.random.default_rng(0)))
         assert (values[0] == encoding.lo).all()

@@ -180,7 +180,7 @@ def encoding(dice: Dice) -> Encoding:
             Spikes(8, "bits", 0, 255, step),
             Spikes(4, "bits", -8, 7, step),
             Spikes(4, "rate", -4, 4, step),
-            Spikes(4, "sorted", 0, 4, step),
+            Spikes(4, "suffix", 0, 4, step),
             Current(4, "direct", -40, 40, -10, 10, step),
         ]
     )
@@ -405,7 +405,7 @@ HOSTILE = [
         "@",
         "#",
     ),
-    *("relu", "add", "encode", "neuron_stem", "real", "int", "spikes", "current", "bits", "rate", "sorted", "direct"),
+    *("relu", "add", "encode", "neuron_stem", "real", "int", "spikes", "current", "bits", "rate", "suffix", "direct"),
     *("module", "input", "output", "from", "frame", "tensor", "1x0", "3x3x3", "0..0", "1..0", "-5..900", "//"),
 ]
 

@@ -31,7 +31,7 @@ from spir.ops.shift import Shift
 from spir.types import Real, Reals, Tensor
 from spir.verify import verify
 
-BACKENDS = ("serial", "hw{collapse=off}", "hw{collapse=auto}")
+BACKENDS = ("serial", "parallel", "hw{collapse=off}", "hw{collapse=auto}")
 IMAGE = (2, 4, 4)
 
 

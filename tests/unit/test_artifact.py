@@ -93,7 +93,7 @@ def test_a_network_reads_back_as_it_was(snn, saved):
     np.testing.assert_array_equal(read(X), snn(X))
 
 
-@pytest.mark.parametrize("backend", ["serial", "hw", "hw{collapse=off}"])
+@pytest.mark.parametrize("backend", ["serial", "parallel", "hw", "hw{collapse=off}"])
 def test_a_network_gives_the_same_bits_on_every_backend(snn, saved, backend):
     read = spir.load(saved, backend=backend)
     assert read.backend.name == backend.partition("{")[0]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from spir import interpreter
 from spir.backends.hw import Hw
+from spir.backends.parallel import Parallel
 from spir.backends.serial import Serial
 from spir.backends.torch_ops._lowering import Use
 from spir.backends.torch_ops.max_pool import MaxPoolLowering
@@ -51,7 +52,12 @@ OPS = (
     *(Concat, ConvTranspose2d, MaxPool, Pad, Permute, Product, Reshape),
     *(Scaling, Shift, Sigmoid, Softmax, Tanh, Upsample),
 )
-BACKENDS: dict[str, Any] = {"serial": Serial(), "hw": Hw(), "hw, frame by frame": Hw(collapse="off")}
+BACKENDS: dict[str, Any] = {
+    "serial": Serial(),
+    "parallel": Parallel(),
+    "hw": Hw(),
+    "hw, frame by frame": Hw(collapse="off"),
+}
 ONE = Scale.of(1.0)
 
 
@@ -77,7 +83,7 @@ def test_every_corner_equals_the_interpreter(op, backend):
     made = 0
     for index, module in enumerate(corners(op)):
         assert module is not None
-        if backend != "serial" and refused_on_reals(module):
+        if backend.startswith("hw") and refused_on_reals(module):
             with pytest.raises(SpirError, match="works on reals"):
                 BACKENDS[backend].prepare(module)
             continue
@@ -91,7 +97,7 @@ def test_every_corner_equals_the_interpreter(op, backend):
 SIGNED = Int(-9, -3, ONE)
 ENCODINGS = (
     *(SIGNED, Int(-(2**62), 2**62, ONE), Int(-(2**30), 2**30, ONE), Int(0, 255, ONE)),
-    *(Spikes(4, "sorted", 0, 4, ONE), Spikes(4, "sorted", -4, 3, ONE), Current(3, "direct", -18, 15, -6, 5, ONE)),
+    *(Spikes(4, "suffix", 0, 4, ONE), Spikes(4, "suffix", -4, 3, ONE), Current(3, "direct", -18, 15, -6, 5, ONE)),
 )
 
 
@@ -115,7 +121,7 @@ def test_the_maximum_of_any_window_equals_the_interpreter(drawn, encoding, seed)
     op, shape = drawn
     module = module_of(Tensor(shape, encoding), ("y", op, "x"))
     x = stored_input(module.types["x"], np.random.default_rng(seed), 3)
-    for backend in (BACKENDS["serial"], BACKENDS["hw"]):
+    for backend in (BACKENDS["serial"], BACKENDS["parallel"], BACKENDS["hw"]):
         agree(module, x, backend)
 
 
@@ -131,11 +137,11 @@ def test_tap_by_tap_is_the_library_s_maximum(drawn, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_reals_have_a_maximum_on_serial_alone(backend):
+def test_reals_have_a_maximum_on_torch_alone(backend):
     module = module_of(Tensor((2, 5, 4), Real()), ("y", MaxPool((3, 3), (2, 1), (1, 0, 2, 1)), "x"))
     x = -np.abs(np.random.default_rng(1).standard_normal((3, 2, 5, 4))) - 1
-    if backend == "serial":
-        agree(module, x, Serial())
+    if not backend.startswith("hw"):
+        agree(module, x, BACKENDS[backend])
         return
     with pytest.raises(SpirError, match="max_pool works on reals"):
         BACKENDS[backend].prepare(module)
@@ -192,19 +198,24 @@ def test_a_pooled_network_equals_the_interpreter(backend):
     assert np.unique(interpreter.run(module, x, keep="p3")["p3"]).size > 50
 
 
-def test_trains_beside_a_maximum_are_merged_and_nested_ones_are_stepped():
+def test_trains_beside_a_maximum_and_nested_ones_below_it_are_merged():
     module = pooled_network()
     trains = {name for name, type_ in module.types.items() if type_.train}
     assert Hw().prepare(module).merged == trains
-    nested = Tensor((2, 4, 4), Spikes(5, "sorted", -5, 5, ONE))
+    nested = Tensor((2, 4, 4), Spikes(5, "suffix", -5, 5, ONE))
     pooled = module_of(nested, ("p", MaxPool((2, 2), (2, 2)), "x"), ("c", Add(), "p p"), ("z", Integrate(), "c"))
-    assert not Hw().prepare(pooled).merged
+    assert Hw().prepare(pooled).merged == {"x", "p", "c"}
+    assert not Hw(collapse="off").prepare(pooled).merged
+    even = Tensor((2, 4, 4), Current(3, "direct", -18, 15, -6, 5, ONE))
+    alike = module_of(even, ("p", MaxPool((2, 2), (2, 2)), "x"), ("z", Integrate(), "p"))
+    assert not Hw().prepare(alike).merged
+    agree(alike, stored_input(even, np.random.default_rng(4)), Hw())
     for backend in BACKENDS.values():
         agree(pooled, stored_input(nested, np.random.default_rng(4)), backend)
 
 
 def test_frames_flow_through_a_maximum_one_by_one(monkeypatch):
-    train = Tensor((2, 4, 4), Spikes(5, "sorted", 0, 5, ONE))
+    train = Tensor((2, 4, 4), Spikes(5, "suffix", 0, 5, ONE))
     module = module_of(train, ("p", MaxPool((2, 2), (2, 2)), "x"), ("z", Integrate(), "p"))
     program = Serial().prepare(module)
     assert program.flowing == {"p"}
@@ -238,7 +249,7 @@ def test_a_join_of_narrow_and_wide_sums_loses_nothing(backend):
 def test_edges_of_any_dimension_equal_the_interpreter(pads, kind, seed):
     encoding = Int(4, 9, ONE) if kind == "int" else Spikes(3, "bits", -4, 3, ONE)
     module = module_of(Tensor((2, 1, 3), encoding), ("y", Pad(pads, edge=True), "x"))
-    for backend in (BACKENDS["serial"], BACKENDS["hw, frame by frame"]):
+    for backend in (BACKENDS["serial"], BACKENDS["parallel"], BACKENDS["hw, frame by frame"]):
         agree(module, stored_input(module.types["x"], np.random.default_rng(seed), 2), backend)
 
 
@@ -277,7 +288,7 @@ def test_a_transposed_convolution_of_any_kind_equals_the_interpreter(data):
     except SpirError:
         assume(False)
     module = module_of(source, ("y", op, "x"))
-    for backend in (BACKENDS["serial"], BACKENDS["hw"]):
+    for backend in (BACKENDS["serial"], BACKENDS["parallel"], BACKENDS["hw"]):
         agree(module, rng.standard_normal((2, *source.shape)), backend)
 
 

@@ -341,7 +341,7 @@ def test_data_that_cannot_be_right_are_refused_whatever_the_passes_do_with_them(
     assert "fix" in {note.label for note in found.notes}
 
 
-@pytest.mark.parametrize("backend", ["serial", "hw"])
+@pytest.mark.parametrize("backend", ["serial", "parallel", "hw"])
 @pytest.mark.parametrize("what", WRONG)
 def test_inputs_that_cannot_be_right_are_refused_whatever_runs_them(lowered, what, backend):
     x = WRONG[what]()
@@ -480,9 +480,9 @@ RUNNERS = {
     "serial{collapse=off}": ("option", "there is no option of serial called 'collapse'", "device"),
     "serial{device=0}": ("option", "serial{device} takes str, not 0", "cuda"),
     'serial{device="cuda:9999"}': ("backend", "not cuda:9999", "device=cpu"),
-    "hw, serial": ("usage", "names 2 backends", "hw, serial"),
-    "": ("usage", "names 0 backends", "hw, serial"),
-    "cpu": ("name", "there is no backend 'cpu'", "hw, serial"),
+    "hw, serial": ("usage", "names 2 backends", "hw, parallel, serial"),
+    "": ("usage", "names 0 backends", "hw, parallel, serial"),
+    "cpu": ("name", "there is no backend 'cpu'", "hw, parallel, serial"),
 }
 
 

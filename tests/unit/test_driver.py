@@ -21,7 +21,7 @@ from spir.pipeline import parse as passes_of
 from spir.types import Spikes
 
 RECIPE = "@stem{bits=4}"
-BACKENDS = ("serial", "hw", "hw{collapse=off}")
+BACKENDS = ("serial", "parallel", "hw", "hw{collapse=off}")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 1, 5, 5)).astype(np.float32)
 
@@ -73,7 +73,7 @@ def refused(*args, **kwargs) -> str:
 def test_without_passes_the_recipes_are_listed(model):
     assert refused(model, data=X) == (
         "error[usage]: compile needs passes: what to convert to, and how\n"
-        f"        fix: a recipe: @stem; or passes: {', '.join(names('passes'))}"
+        f"        fix: a recipe: @parallel, @parallel-free, @stem; or passes: {', '.join(names('passes'))}"
     )
 
 
@@ -107,8 +107,11 @@ error[option]: there is no value of hw{collapse} called 'maybe'
              ^
         fix: one of: auto, off""",
     ),
-    ({"backend": "hw, serial"}, "error[usage]: 'hw, serial' names 2 backends\n        fix: one of: hw, serial"),
-    ({"backend": ""}, "error[usage]: '' names 0 backends\n        fix: one of: hw, serial"),
+    (
+        {"backend": "hw, serial"},
+        "error[usage]: 'hw, serial' names 2 backends\n        fix: one of: hw, parallel, serial",
+    ),
+    ({"backend": ""}, "error[usage]: '' names 0 backends\n        fix: one of: hw, parallel, serial"),
     ({"backend": None}, "error[usage]: a backend is text such as 'serial', not NoneType"),
     ({"backend": Serial}, "error[usage]: a backend is text such as 'serial', not type"),
     ({"passes": 3}, "error[usage]: a pipeline is text, or a list of texts and passes, not int"),

@@ -32,10 +32,14 @@ from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
 from spir.ops.max_pool import MaxPool
+from spir.ops.mix import Mix
+from spir.ops.neuron_matrix import NeuronMatrix
+from spir.ops.neuron_parallel import NeuronParallel
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.pad import Pad
 from spir.ops.permute import Permute
 from spir.ops.product import Product
+from spir.ops.qcfs import Qcfs
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
@@ -47,7 +51,7 @@ from spir.ops.slice import Slice
 from spir.ops.softmax import Softmax
 from spir.ops.tanh import Tanh
 from spir.ops.upsample import Upsample
-from spir.types import Current, Encoding, Int, Real, Scale, Spikes, Tensor
+from spir.types import SORTED, Current, Encoding, Int, Real, Scale, Spikes, Tensor
 
 OPS: dict[str, type[Op]] = {name: find("ops", name) for name in names("ops")}
 Case = tuple[Op, tuple[Tensor, ...]]
@@ -91,6 +95,7 @@ def frames(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
         trains = [[int(np.sign(v))] * abs(v) + [0] * (train.steps - abs(v)) for v in values.ravel().tolist()]
         for one in trains if train.code == "rate" else ():
             rng.shuffle(one)
+        trains = [one[::-1] for one in trains] if train.code == "suffix" else trains
     else:
         low, high = train.frame
         weight = [2 ** (train.steps - 1 - t) if train.code == "bits" else 1 for t in range(train.steps)]
@@ -286,6 +291,31 @@ def neuron_stem(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return elementwise(triple(op, low, low + 2**op.bits - 1), x)
 
 
+def neuron_parallel(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return elementwise(triple(op, -op.steps * op.signed, op.steps), x)
+
+
+def neuron_matrix(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    """How many steps reach their threshold, from frames ``[T', N, *]``."""
+    matrix, rows, shift = (a.values.tolist() for a in (op.matrix, op.rows, op.shift))
+    found = np.zeros(x.shape[1:], dtype=object)
+    for n, *where in np.ndindex(*x.shape[1:]):
+        mul, add, div = (channel(a, tuple(where)) for a in (op.mul.values, op.add.values, divisors(op.div)))
+        currents = [frame.item() for frame in x[(slice(None), n, *where)]]
+        found[(n, *where)] = sum(
+            Fraction(mul, row) * sum(a * i for a, i in zip(weights, currents, strict=True)) + Fraction(part * add, row)
+            >= div
+            for weights, row, part in zip(matrix, rows, shift, strict=True)
+        )
+    return found
+
+
+def mix(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    """In steps of 1 / divisor, every frame of each row a share of what came in, from frames ``[T', N, *]``."""
+    rows = op.matrix.values.tolist()
+    return sum(w * frame.astype(object) for row in rows for w, frame in zip(row, x, strict=True))
+
+
 def integrate(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return x if op.bias is None else elementwise(lambda v, at: v + channel(op.bias.values, at), x)
 
@@ -336,6 +366,16 @@ def clip(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return torch.minimum(torch.maximum(tensor_of(x), ends[0]), ends[1])
 
 
+def qcfs(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    def one(value: float, where: tuple[int, ...]) -> float:
+        shifts = (0 if a is None else channel(a.values, where) for a in (op.threshold, op.psi, op.phi))
+        theta, psi, phi = (Fraction(shift) for shift in shifts)
+        steps = math.floor((Fraction(value) + psi) * op.levels / theta + Fraction(1, 2))
+        return float(min(max(steps, -op.levels * op.signed), op.levels) * (theta + phi) / op.levels)
+
+    return elementwise(one, x).astype(np.float64)
+
+
 def quantize(op: Any, x: np.ndarray, *, real: bool) -> Any:
     step = Fraction(op.scale)
     return elementwise(lambda v, _: min(max(math.floor(Fraction(v) / step + Fraction(1, 2)), op.lo), op.hi), x)
@@ -345,6 +385,7 @@ def dequantize(op: Any, x: np.ndarray, *, real: bool) -> Any:
     raise AssertionError("the scale stands in the operand's type")
 
 
+BY_FRAME = ("mix", "neuron_matrix")
 FORMULAS = {name: globals()["slice_" if name == "slice" else name] for name in OPS}
 
 
@@ -360,6 +401,7 @@ def test_the_reference_equals_an_independent_formula(op, types):
         shaped = types[0].encoding.scale.floats().reshape(-1, 1, 1)
         assert (found == given[0] * shaped).all()
         return
+    given = [stored_of(types[0], 0)] if op.name in BY_FRAME else given
     expected = np.asarray(FORMULAS[op.name](op, *given, real=real))
     if isinstance(result.encoding, Real):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
@@ -383,8 +425,8 @@ def test_the_result_is_of_the_inferred_type(op, types):
     if isinstance(result.encoding, Spikes) and result.encoding.code == "bits":
         assert set(np.unique(found[1:])) <= {0, 1}
         assert set(np.unique(found[0])) <= ({-1, 0} if lo < 0 else {0, 1})
-    if result.train is not None and result.train.code == "sorted":
-        assert (np.diff(np.abs(found), axis=0) <= 0).all()
+    if result.train is not None and result.train.code in SORTED:
+        assert (np.diff(np.abs(found), axis=0) * (1 if result.train.code == "suffix" else -1) >= 0).all()
         assert (np.abs(found.sum(axis=0)) == np.abs(found).sum(axis=0)).all()
     if result.train is not None and result.train.code == "direct":
         assert (found == found[0]).all()
@@ -413,7 +455,8 @@ def carriers(op: Op, types: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         Spikes(6, "bits", -32, 31, HALF),
         Spikes(1, "bits", -1, 0, HALF),
         Spikes(5, "rate", -5, 5, HALF),
-        Spikes(5, "sorted", 0, 5, HALF),
+        Spikes(5, "suffix", 0, 5, HALF),
+        Spikes(5, "prefix", -5, 5, HALF),
         Current(4, "bits", -90, 80, -6, 6, HALF),
         Current(4, "rate", -20, 24, -5, 6, HALF),
         Current(4, "direct", -20, 24, -5, 6, HALF),
@@ -444,11 +487,12 @@ def test_decoding_after_a_linear_op_is_the_op_on_the_decoded_reals(op, types):
     np.testing.assert_allclose(infer(op, types).decode(op.reference(types, *stored)), expected, rtol=1e-12, atol=1e-9)
 
 
-@pytest.mark.parametrize(("first", "second"), [*itertools.product(["rate", "sorted", "direct"], repeat=2)])
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(["rate", "suffix", "prefix", "direct"], repeat=2)])
 def test_trains_of_codes_that_join_add_up_to_the_sum_of_their_values(first, second):
     made = {
         "rate": Spikes(4, "rate", -4, 4, HALF),
-        "sorted": Spikes(4, "sorted", 0, 4, HALF),
+        "suffix": Spikes(4, "suffix", 0, 4, HALF),
+        "prefix": Spikes(4, "prefix", -4, 4, HALF),
         "direct": Current(4, "direct", -20, 24, -5, 6, HALF),
     }
     types = tuple(Tensor((3, 2), made[code]) for code in (first, second))
@@ -551,7 +595,7 @@ def sorted_trains(values: list[int], steps: int, *, last: bool) -> np.ndarray:
 @pytest.mark.parametrize("last", [False, True])
 def test_the_maximum_of_nested_trains_is_the_train_of_the_maximum(last):
     values = range(-4, 5)
-    type_ = Tensor((1, 1, 2), Spikes(4, "sorted", -4, 4, HALF))
+    type_ = Tensor((1, 1, 2), Spikes(4, "suffix" if last else "prefix", -4, 4, HALF))
     op = MaxPool((1, 2), (1, 1))
     for a, b in itertools.product(values, repeat=2):
         found = op.reference((type_,), sorted_trains([a, b], 4, last=last))
@@ -638,6 +682,53 @@ def test_the_stem_neuron_takes_the_clip_ranges_of_its_bits(lo, hi, steps):
     assert NeuronStem.fuse(Integrate(), source, Encode(steps % 63 + 1)) is None
 
 
+@pytest.mark.parametrize("order", SORTED)
+@pytest.mark.parametrize(("lo", "hi"), [(0, 1), (0, 5), (-1, 1), (-7, 7)])
+def test_the_parallel_neuron_takes_the_clip_ranges_of_its_steps(lo, hi, order):
+    source = Requant(Array.of([1]), Array.of([0]), 1, lo, hi, 0.5)
+    assert NeuronParallel.derive(source) == Encode(hi, "suffix")
+    encode = NeuronParallel.derive(source, order)
+    assert encode == Encode(hi, order)
+    wanted = NeuronParallel(hi, source.mul, source.add, 1, 0.5, order, lo < 0)
+    assert wanted.clip == (lo, hi)
+    assert NeuronParallel.fuse(Integrate(), source, encode) == NeuronParallel.fuse(None, source, encode) == wanted
+    assert NeuronParallel.fuse(Integrate(Array.of([1])), source, encode) is None
+    assert NeuronParallel.fuse(Integrate(), source, Encode(hi + 1, order)) is None
+    assert NeuronParallel.fuse(Integrate(), source, Encode(hi)) is None
+    assert NeuronStem.fuse(None, source, Encode(hi)) is None
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, 0), (1, 5), (-4, 5), (-5, 4), (-5, 0)])
+def test_the_parallel_neuron_refuses_a_clip_range_that_is_not_of_its_steps(lo, hi):
+    with pytest.raises(SpirError) as refusal:
+        NeuronParallel.derive(Requant(Array.of([1]), Array.of([0]), 1, lo, hi, 0.5))
+    assert str(refusal.value) == (
+        f"error[type]: neuron parallel realises clip ranges 0..T and -T..T, not {lo}..{hi}\n"
+        "        fix: calibrate-qcfs{steps=T} before quantize, or neuron=stem"
+    )
+
+
+@pytest.mark.parametrize(
+    ("owner", "text"),
+    [
+        (NeuronStem, "neuron stem emits bits, in no order 'last'\n        fix: neuron=parallel, or no order"),
+        (NeuronParallel, "there is no order 'last'\n        fix: one of: prefix, suffix"),
+    ],
+)
+def test_neurons_refuse_orders_that_they_do_not_know(owner, text):
+    with pytest.raises(SpirError) as refusal:
+        owner.derive(Requant(Array.of([1]), Array.of([0]), 1, 0, 3, 0.5), "last")
+    assert str(refusal.value) == f"error[option]: {text}"
+
+
+def test_published_matrices_are_those_of_unsigned_counts():
+    with pytest.raises(SpirError) as refusal:
+        NeuronMatrix.published(NeuronParallel(4, M, A, 8, 0.5, signed=True))
+    assert str(refusal.value) == (
+        "error[type]: the published matrices are those of unsigned counts\n        fix: neuron_parallel"
+    )
+
+
 @pytest.mark.parametrize(
     ("lo", "hi", "fix"),
     [
@@ -665,6 +756,7 @@ def tensor(*shape: int, of: Encoding | None = None) -> Tensor:
 
 
 INT, BITS, RATE = Int(-9, 9, HALF), Spikes(8, "bits", 0, 255, HALF), Spikes(8, "rate", 0, 8, HALF)
+SUFFIX, EACH = Spikes(8, "suffix", 0, 8, HALF), Array.of([[1] * 8])
 UNEQUAL = Int(0, 9, Scale.of([0.5, 0.25]))
 WEIGHT, FLOATS, STEP = Array.of([[1, 2], [3, 4]]), Array.of([[1.0, 2.0], [3.0, 4.0]]), Array.of([0.5])
 KERNEL, REALS = Array.of(np.ones((4, 2, 3, 3), dtype=int)), Array.of(np.ones((4, 2, 3, 3)))
@@ -906,7 +998,7 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
     "encode-in-another-code": (
         Encode(8, "rate"),
         (tensor(2, of=INT),),
-        "type: encode: there is no encoder for code 'rate' | code = bits",
+        "type: encode: there is no encoder for code 'rate' | code = bits or suffix or prefix",
     ),
     "a-stem-neuron-on-rates": (
         NeuronStem(8, M, A, 1, 0.5),
@@ -925,6 +1017,142 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         NeuronStem(10**9, M, A, 1, 0.5),
         (tensor(2, of=BITS),),
         "type: neuron_stem: a train of 1000000000 bits, and registers hold 63 and a sign | fewer bits",
+    ),
+    "a-concat-of-both-orders": (
+        Concat(),
+        (tensor(2, of=SUFFIX), tensor(2, of=attrs.evolve(SUFFIX, code="prefix"))),
+        (
+            "E-ORDER-MIX: concat: suffix and prefix trains meet: a maximum of such trains is not the train of the "
+            "maximum | one order for all layers: derive-thresholds{neuron=parallel, order=suffix}"
+        ),
+    ),
+    **{
+        f"a-{op.name}-on-bits": (op, (tensor(2, of=BITS),), f"type: {op.name}: {text}")
+        for op, text in (
+            (
+                NeuronParallel(4, M, A, 1, 0.5),
+                f"sums frames that weigh the same, not {BITS} | integrate the operand first, or use neuron=stem",
+            ),
+            (
+                NeuronMatrix(EACH, M, M, M, A, 1, 0.5),
+                "charges by frames that weigh the same, not spikes[8, bits, 0..255] * 0.5 | use neuron_parallel",
+            ),
+            (
+                Mix(EACH, 1),
+                "mixes frames that weigh the same, not spikes[8, bits, 0..255] * 0.5 | encode without bits",
+            ),
+        )
+    },
+    "a-mix-of-integers": (
+        Mix(EACH, 1),
+        (tensor(2, of=INT),),
+        "type: mix: mixes frames that weigh the same, not int[-9, 9] * 0.5 | encode without bits",
+    ),
+    "a-mix-of-other-frames": (
+        Mix(Array.of(np.ones((3, 4), dtype=int)), 3),
+        (tensor(2, of=RATE),),
+        "type: mix: a matrix of int64 [3, 4] for 8 frames | integers [T', 8]",
+    ),
+    "a-mix-of-floats": (
+        Mix(Array.of(np.full((8, 8), 0.125)), 1),
+        (tensor(2, of=RATE),),
+        "type: mix: a matrix of float64 [8, 8] for 8 frames | integers [T', 8]",
+    ),
+    "a-mix-that-loses-charge": (
+        Mix(Array.of([[1] * 8, [1] * 7 + [2]]), 2),
+        (tensor(2, of=RATE),),
+        (
+            "type: mix: columns sum to [2, 3], not to divisor = 2 "
+            "| a matrix that keeps the total charge, or a neuron_matrix that weighs it"
+        ),
+    ),
+    "a-mix-that-divides-by-nothing": (
+        Mix(Array.of([[0] * 8]), 0),
+        (tensor(2, of=RATE),),
+        (
+            "type: mix: columns sum to [0], not to divisor = 0 "
+            "| a matrix that keeps the total charge, or a neuron_matrix that weighs it"
+        ),
+    ),
+    "a-mix-beyond-64-bits": (
+        Mix(Array.of([[2**60] * 8]), 2**60),
+        (tensor(2, of=RATE),),
+        (
+            "E-VRANGE: mix: the charge needs 65 bits in channel 0, and registers have 64 "
+            "| fewer bits for activations or weights, or propagate-scales{join=rescale}"
+        ),
+    ),
+    "an-unknown-order": (
+        NeuronParallel(4, M, A, 1, 0.5, "sufix"),
+        (tensor(2, of=RATE),),
+        "type: neuron_parallel: there is no order 'sufix' | did you mean 'suffix'?",
+    ),
+    "a-parallel-neuron-of-no-steps": (
+        NeuronParallel(0, M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_parallel: a train has one or more frames, not 0",
+    ),
+    "a-parallel-neuron-beyond-64-bits": (
+        NeuronParallel(4, Array.of([2**60]), A, 2, 0.5),
+        (tensor(2, of=RATE),),
+        (
+            "E-VRANGE: neuron_parallel: mul * z + add needs 65 bits in channel 0, and registers have 64 "
+            "| fewer bits for activations or weights, or propagate-scales{join=rescale}"
+        ),
+    ),
+    "a-parallel-neuron-without-threshold": (
+        NeuronParallel(4, M, A, 0, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_parallel: div = 0 is not positive",
+    ),
+    "a-matrix-of-other-frames": (
+        NeuronMatrix(Array.of([[1, 1]]), M, M, M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_matrix: matrix [1, 2] of int64 is not integers [1, 8]",
+    ),
+    "a-matrix-of-floats": (
+        NeuronMatrix(Array.of([[0.5] * 8]), M, M, M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_matrix: matrix [1, 8] of float64 is not integers [1, 8]",
+    ),
+    "other-shifts-than-rows": (
+        NeuronMatrix(EACH, M, Array.of([1, 1]), M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_matrix: shift [2] of int64 is not integers [1]",
+    ),
+    "a-row-over-nothing": (
+        NeuronMatrix(EACH, A, M, M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        "type: neuron_matrix: rows = 0 is not positive",
+    ),
+    "a-charge-beyond-64-bits": (
+        NeuronMatrix(Array.of([[2**62] * 4 + [-(2**62)] * 4]), M, M, M, A, 1, 0.5),
+        (tensor(2, of=RATE),),
+        (
+            "E-VRANGE: neuron_matrix: the charge of a step needs 67 bits in channel 0, and registers have 64 "
+            "| fewer bits for activations or weights, or propagate-scales{join=rescale}"
+        ),
+    ),
+    "a-threshold-beyond-64-bits": (
+        NeuronMatrix(EACH, Array.of([2**40]), M, M, A, 2**40, 0.5),
+        (tensor(2, of=RATE),),
+        (
+            "E-VRANGE: neuron_matrix: the threshold of a step needs 82 bits in channel 0, and registers have 64 "
+            "| fewer bits for activations or weights, or propagate-scales{join=rescale}"
+        ),
+    ),
+    "qcfs-of-integers": (
+        Qcfs(4, Array.of([1.0])),
+        (tensor(2, of=INT),),
+        (
+            "type: qcfs: works on reals, not int[-9, 9] * 0.5 "
+            "| it makes steps of its own: leave out the quantize before it"
+        ),
+    ),
+    "qcfs-of-no-levels": (
+        Qcfs(0, Array.of([1.0])),
+        (VECTOR,),
+        "type: qcfs: levels = 0 | give 1 to 65536 levels",
     ),
     "batch-norm-on-integers": (
         BatchNorm(C, C, 1e-5),
@@ -1091,7 +1319,7 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
     ),
     "concat-of-rates-of-unequal-length": (
         Concat(),
-        (tensor(2, of=RATE), tensor(2, of=Spikes(4, "sorted", 0, 4, HALF))),
+        (tensor(2, of=RATE), tensor(2, of=Spikes(4, "suffix", 0, 4, HALF))),
         "type: concat: trains of 4 and 8 frames cannot meet | give both branches the same number of bits or steps",
     ),
     "concat-of-integers-with-trains": (

@@ -205,3 +205,27 @@ def test_calibrating_twice_changes_nothing():
     )
     once = run(module, "calibrate-range", images())
     assert run(once, "calibrate-range", images()) == once
+
+
+def test_the_fit_to_levels_leaves_the_input_its_bits_and_has_the_least_error_of_all_clips():
+    module, x = network(("a", conv(2), "x"), ("b", Relu(), "a"), ("c", conv(1, 2, kernel=1), "b")), images(30)
+    values = interpreter.run(module, x, "b")["b"].ravel()
+
+    def error_of(top: float, levels: int) -> float:
+        return float(((np.clip(np.floor(values * levels / top + 0.5), 0, levels) * top / levels - values) ** 2).mean())
+
+    usual = run(module, "calibrate-range{method=mse}", x)
+    for levels in (1, 4, 16):
+        after = run(module, f"calibrate-range{{method=mse, levels={levels}}}", x)
+        assert op_of(after, "x.clip") == op_of(usual, "x.clip")
+        top = op_of(after, "b").hi.values.item()
+        assert top < op_of(usual, "b").hi.values.item()
+        best = min(error_of(t, levels) for t in np.linspace(0.05, 1, 400) * values.max())
+        assert error_of(top, levels) <= 1.02 * best
+
+
+@pytest.mark.parametrize("options", ["levels=4", "method=percentile, levels=4"])
+def test_levels_that_no_method_asks_for_are_refused(options):
+    refused = str(refusal(network(("a", Relu(), "x")), f"calibrate-range{{{options}}}", images()))
+    assert "takes no levels" in refused
+    assert "fix: method=mse, or no levels" in refused

@@ -274,7 +274,7 @@ def test_a_sum_that_others_read_or_that_is_read_twice_stays_a_sum():
 
 
 def test_codes_join_in_one_sum_as_in_a_sum_of_sums():
-    source = Tensor((2,), Spikes(4, "sorted", 0, 4, HALF))
+    source = Tensor((2,), Spikes(4, "suffix", 0, 4, HALF))
     module = module_of(source, ("k", Scaling(Array.of([-1])), "x"), ("a", Add(), "x k"), ("b", Add(), "a x"))
     assert run(module).types["b"] == module.types["b"]
 
@@ -471,7 +471,7 @@ def test_behind_it_only_spikes_meet_weights():
     assert all(isinstance(t, Spikes) for t in read_by_weights(after))
     wanted = interpreter.run(before, data, "*")
     assert wanted["l"].any()
-    for name in ("serial", "hw{collapse=off}", "hw{collapse=auto}"):
+    for name in ("serial", "parallel", "hw{collapse=off}", "hw{collapse=auto}"):
         found = driver.backend_of(name).prepare(after).run(data, "*")
         for value in before.types.keys() & after.types.keys():
             assert np.array_equal(found[value], wanted[value]), f"{name}: %{value}"

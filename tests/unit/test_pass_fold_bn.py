@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import attrs
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import spir
+from spir.errors import SpirWarning
 from spir.ir import Array
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
@@ -108,3 +114,41 @@ def test_a_batch_norm_that_nobody_folded_is_refused_where_integers_begin():
         "       pass: propagate-scales\n"
         "        fix: run fold-bn before quantize"
     )
+
+
+class Normed(nn.Module):
+    """A batch norm whose statistics are those of normal data behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.train()
+        with torch.no_grad():
+            for seed in range(80):
+                self(torch.from_numpy(normal(64, seed)))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x))
+
+
+def normal(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(0.2, 0.0), (0.229, 0.45), (58.0, 115.0), (1.0, 6.0)])
+def test_data_that_the_model_was_not_trained_on_are_told(gain, offset):
+    torch.manual_seed(0)
+    with pytest.warns(SpirWarning, match="not what the model was trained on") as told:
+        spir.compile(Normed(), "fold-bn", data=gain * normal(40, 100) + offset, check="off")
+    text = str(told[0].message)
+    assert "%bn" in text
+    assert "normalise the data as in training" in text
+
+
+def test_data_like_those_of_training_pass_in_silence():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in (normal(40, 100), 1.5 * normal(40, 101), normal(1, 102)):
+            spir.compile(Normed(), "fold-bn", data=data, check="off")

@@ -161,6 +161,7 @@ def test_constants_per_channel_that_a_permutation_mixes_are_refused_with_their_p
     assert "fix:" in str(refused)
 
 
+@pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
 def test_no_offset_of_a_gain_near_0_drowns_in_the_rounding_of_weights():
     """The offset goes through the float weights: through rounded ones, offset / gain would blow up half a step."""
     for gamma in ([1.0, 1.0], [1.0, 1e-2], [1.0, -1e-8], [0.0, 1.0], [0.0, 0.0]):
@@ -499,3 +500,64 @@ def test_an_input_that_is_read_twice_is_quantised_once(join):
     spiking = run(module, f"@stem{{join={join}}}", images())
     assert len(list(ops_of(spiking, Quantize))) == 1
     assert "x" not in [o for n in spiking.nodes if not isinstance(n.op, Quantize) for o in n.operands]
+
+
+# thresholds in place of multipliers
+
+
+def quantised_sum(gain: float, bias: float, weight: int = 1) -> Module:
+    """codes -> weight x code x 0.5 + bias -> codes of step ``gain``, one feature."""
+    layer = Linear(Array.of([[weight]]), Array.of([0.5]), Array.of([bias]))
+    return network(
+        ("q", Quantize(0.5, -127, 127), "x"),
+        ("r", Dequantize(), "q"),
+        ("s", layer, "r"),
+        ("y", Quantize(gain, 0, 64), "s"),
+        ("z", Dequantize(), "y"),
+        shape=(1,),
+    )
+
+
+@pytest.mark.parametrize("gain", [0.125, 0.75, 64.0, 200.0, 1000.3])
+@pytest.mark.parametrize("bias", [0.0, 0.3, -2.0, 77.7])
+@pytest.mark.parametrize("weight", [1, 127])
+def test_a_threshold_is_the_quantiser_but_for_its_rounding(gain, bias, weight):
+    after = run(quantised_sum(gain, bias, weight), "propagate-scales{grid=threshold}")
+    (law,) = (node.op for node in after.nodes if isinstance(node.op, Requant))
+    theta, unit = law.div, int(law.mul.values[0])
+    assert unit & (unit - 1) == 0
+    assert theta >= 256
+    assert unit == 1 or theta < 512, "no finer than it must be"
+    x = np.arange(-127, 128)[:, None] * 0.5
+    found = interpreter.run(after, x, "z")["z"].reshape(-1)
+    real = [(Fraction(int(c)) * weight / 4 + Fraction(bias)) / Fraction(np.float64(gain)) for c in np.arange(-127, 128)]
+    for code, value in zip(found, real, strict=True):
+        slack = Fraction(1, 512) * max(1, min(64, abs(value))) + Fraction(1, theta)
+        low, high = (min(64, max(0, (v + Fraction(1, 2)).__floor__())) for v in (value - slack, value + slack))
+        assert low <= code <= high
+
+
+def test_a_whole_threshold_misses_nothing():
+    after = run(quantised_sum(128.0, 0.0, 127), "propagate-scales{grid=threshold}")
+    (law,) = (node.op for node in after.nodes if isinstance(node.op, Requant))
+    assert (law.mul.values.tolist(), law.add.values.tolist(), law.div) == ([1], [256], 512)
+    codes = np.arange(-127, 128)
+    expected = np.clip(np.floor(codes * 127 / 512 + 0.5), 0, 64)
+    np.testing.assert_array_equal(interpreter.run(after, codes[:, None] * 0.5, "z")["z"].reshape(-1), expected)
+
+
+def test_a_threshold_that_no_register_holds_is_refused():
+    found = refusal(quantised_sum(1e-30, 0.0), "propagate-scales{grid=threshold}")
+    assert found.code == "E-MULT-RANGE"
+    assert "grid=shift" in str(found)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_a_factor_has_no_more_bits_than_it_was_asked_for(bits):
+    clip = "calibrate-range, quantize{bits=4}"
+    module = network(("a", conv(2), "x"), ("b", Relu(), "a"), ("c", conv(2, 2, kernel=1), "b"), ("d", Add(), "c b"))
+    after = run(module, f"{clip}, propagate-scales{{factor={bits}}}", images())
+    factors = [int(f) for node in ops_of(after, Scaling) for f in node.op.factor.values]
+    inexact = [f for f in factors if f & (f - 1)]
+    assert inexact
+    assert 2**bits <= min(inexact) < 2 ** (bits + 6)

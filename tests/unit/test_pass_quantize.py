@@ -17,6 +17,7 @@ from spir.ops.linear import Linear
 from spir.ops.max_pool import MaxPool
 from spir.ops.pad import Pad
 from spir.ops.permute import Permute
+from spir.ops.qcfs import Qcfs
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.reshape import Reshape
@@ -223,3 +224,63 @@ def test_a_sum_of_activations_with_constants_per_channel_can_be_read_by_weights(
     found = integer.types[integer.output].decode(interpreter.run(integer, images(), integer.output)[integer.output])
     wanted = interpreter.run(module, images(), "z")["z"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.03 * np.abs(wanted).max())
+
+
+# qcfs
+
+EACH = {"threshold": Array.of([0.5, 2.0, 3.0]), "psi": Array.of([0.1, -0.2, 0.0]), "phi": Array.of([0.25, -1.0, 0.0])}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_qcfs_keeps_its_levels_between_its_shift_and_a_gain_a_channel(signed):
+    op = Qcfs(5, **EACH, signed=signed)
+    lines = [("a", Shift(Array.of([0.25])), "x"), ("b", op, "a"), ("c", conv(2, 3, kernel=1), "b")]
+    module = network(*lines, shape=(3, 4, 4))
+    after, x = run(module, "quantize"), 2 * images(20, (3, 4, 4))
+    assert shown(after) == [
+        *("a = shift x", "b.shifted = shift a", "b.even = scale b.shifted"),
+        *("b.code = quantize b.even", "b.unit = dequantize b.code", "c = conv2d b.unit"),
+    ]
+    quantiser = op_of(after, "b.code")
+    assert (quantiser.lo, quantiser.hi, quantiser.scale) == (-5 * signed, 5, np.float32(3.0 / 5))
+    found, wanted = (interpreter.run(m, x, "*") for m in (after, module))
+    assert found["b.code"].min() == -5 * signed
+    assert found["b.code"].max() == 5
+    units = found["b.unit"] * (op.threshold.values * op.rise / 3.0)[:, None, None]
+    np.testing.assert_allclose(units, wanted["b"], rtol=1e-6)
+    np.testing.assert_allclose(found["c"], wanted["c"], rtol=0, atol=0.02 * np.abs(wanted["c"]).max())
+
+
+def test_branches_of_unlike_thresholds_meet_in_one_step_and_keep_their_levels():
+    module = network(
+        ("a", conv(2), "x"),
+        ("p", Qcfs(4, Array.of([1.0]), phi=Array.of([0.25])), "a"),
+        ("q", Qcfs(4, Array.of([3.0]), Array.of([0.5, 0.0])), "a"),
+        ("c", Concat(), "p q"),
+        ("z", conv(2, 4, kernel=1), "c"),
+    )
+    after = run(module, "calibrate-range, quantize{bits=16}", images())
+    assert op_of(after, "p.code").scale == op_of(after, "q.code").scale == np.float32(0.75)
+    found, wanted = (interpreter.run(m, images(), "z")["z"] for m in (after, module))
+    assert np.mean(np.abs(found - wanted) > 0.001) < 0.01  # a sum next to a tie may fall on its other side
+    spiking = run(after, "propagate-scales, derive-thresholds{neuron=parallel}, fuse-neuron")
+    (joined,) = ops_of(spiking, Concat)
+    assert str(joined.type.encoding).startswith("spikes[4, suffix, 0..4]")
+    result = spiking.types[spiking.output].decode(interpreter.run(spiking, images())[spiking.output])
+    np.testing.assert_allclose(result, found, atol=1e-4)
+
+
+def test_thresholds_of_the_input_are_one_because_nothing_multiplies_before_it():
+    each = network(("a", Qcfs(4, Array.of([1.0, 2.0])), "x"), ("b", conv(2), "a"))
+    assert text_of(refusal(each, "quantize")) == (
+        "error[E-SCALE]: %a gives the input unequal thresholds, and nothing multiplies before the network\n"
+        "       from: net.a (net.py line 7)\n"
+        "       pass: quantize\n"
+        "        fix: one threshold for an activation of the input, and no concatenation with others"
+    )
+    wide = [("a", Qcfs(4, Array.of([1.0])), "x"), ("b", Qcfs(4, Array.of([3.0])), "x"), ("c", Concat(), "a b")]
+    assert refusal(network(*wide), "quantize").code == "E-SCALE"
+    assert shown(run(network(("a", Qcfs(4, Array.of([1.0])), "x")), "quantize")) == [
+        "a.code = quantize x",
+        "a = dequantize a.code",
+    ]

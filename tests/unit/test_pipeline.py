@@ -678,7 +678,7 @@ CARRIERS = [
     Spikes(4, "bits", 2, 9, Scale.of(1.0)),
     Spikes(4, "bits", -8, 7, Scale.of(1.0)),
     Spikes(5, "rate", -5, 5, Scale.of(1.0)),
-    Spikes(5, "sorted", -3, 5, Scale.of(1.0)),
+    Spikes(5, "suffix", -3, 5, Scale.of(1.0)),
     Current(3, "bits", -70, 70, -10, 10, Scale.of(1.0)),
     Current(3, "rate", -30, 30, -10, 10, Scale.of(1.0)),
     Current(4, "direct", -40, 40, -10, 10, Scale.of(1.0)),
@@ -695,7 +695,7 @@ def test_probes_of_an_integer_input_reach_both_ends_and_are_legal(encoding):
     assert len(np.unique(values)) > 2
     if getattr(encoding, "code", "") == "direct":
         assert (made.x == made.x[:1]).all()
-    if getattr(encoding, "code", "") == "sorted":
+    if getattr(encoding, "code", "") == "suffix":
         assert ((np.sign(values) * np.abs(made.x).cumsum(axis=0) == 0) | (made.x == np.sign(values))).all()
 
 

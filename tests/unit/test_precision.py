@@ -53,7 +53,7 @@ def compiled(model: nn.Module, passes: str) -> tuple[Any, float]:
     """The network, equal on every backend in every layer, and its error relative to the largest output."""
     snn = spir.compile(model.eval(), passes, data=X)
     whole = {stage.name: stage.module for stage in snn.stages}["propagate-scales"]
-    for text in ("serial", "hw", "hw{collapse=off}"):
+    for text in ("serial", "parallel", "hw", "hw{collapse=off}"):
         found = compare(whole, snn.module, backend_of(text).prepare(snn.module), X[:6])
         assert not sum(a.mismatches for a in found)
     wanted = model(torch.from_numpy(X)).detach().numpy()

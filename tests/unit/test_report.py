@@ -15,7 +15,7 @@ from spir import interpreter, report
 from spir.ranges import analyse
 from spir.types import Int
 
-BACKENDS = ("serial", "hw", "hw{collapse=off}")
+BACKENDS = ("serial", "parallel", "hw", "hw{collapse=off}")
 BITS = 5
 X = np.random.default_rng(3).normal(size=(7, 2, 7, 6)).astype(np.float32)
 
@@ -164,6 +164,9 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "samples",
         "layers",
         "coverage",
+        "spiking",
+        "unconverted",
+        "analogue",
         "reals",
         "host",
         "integers",
@@ -253,3 +256,50 @@ def test_the_latency_is_a_window_a_layer_and_one_for_the_input(compiled):
     neurons = [layer for layer in found.layers if layer.op == "neuron_stem"]
     assert (found.windows, found.latency, found.delays) == (len(neurons) + 1, (len(neurons) + 1) * BITS, ())
     assert f"latency (a reconstruction): {found.windows} windows, {found.latency} steps\n" in str(found)
+
+
+class Halved(nn.Module):
+    """Two activations and a join, small enough to count by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 2, 3, padding=1) for i in (2, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.a(x))
+        return self.c(F.relu(self.b(x)) + x)
+
+
+RANGES = "fold-bn, calibrate-range{method=mse, levels=4}, calibrate-qcfs{steps=4}"
+INTEGERS = f"{RANGES}, quantize, propagate-scales"
+NEURONS = f"{INTEGERS}, derive-thresholds{{neuron=parallel}}, fuse-neuron"
+
+
+@pytest.mark.parametrize(
+    ("passes", "line"),
+    [
+        ("fold-bn", "activations that spike: 0 of 2; not spiking: relu, relu_1"),
+        (RANGES, "activations that spike: 0 of 2; not spiking: relu, relu_1"),
+        (
+            INTEGERS,
+            "activations that spike: 0 of 2; not spiking: relu.unit, relu_1.unit; read as an analogue current: x.clip",
+        ),
+        (NEURONS, "activations that spike: 2 of 2; read as an analogue current: x.clip"),
+        (f"{NEURONS}, fuse-parallel", "activations that spike: 2 of 2; read as an analogue current: x.clip"),
+        ("@stem", "activations that spike: 2 of 2"),
+    ],
+)
+def test_coverage_says_what_spikes_and_what_does_not(passes, line):
+    torch.manual_seed(2)
+    found = spir.compile(Halved().eval(), passes, data=X, check="off").report(X)
+    assert line in str(found).splitlines()
+
+
+def test_fused_synapses_count_as_those_of_one_product_a_step():
+    torch.manual_seed(2)
+    model = Halved().eval()
+    stepped, fused = (
+        spir.compile(model, passes, data=X, check="off").report(X) for passes in (NEURONS, f"{NEURONS}, fuse-parallel")
+    )
+    assert stepped.spikes == fused.spikes > 0
+    assert stepped.synaptic_operations == fused.synaptic_operations > 9 * stepped.spikes

@@ -174,7 +174,7 @@ def test_signed_bits_are_a_negative_spike_in_the_first_frame(steps):
     assert sorted(found) == list(range(low, -low))
 
 
-@pytest.mark.parametrize("code", ["rate", "sorted"])
+@pytest.mark.parametrize("code", ["rate", "suffix"])
 def test_the_frames_of_a_count_weigh_one_each(code):
     assert weights(code, 3) == (1, 1, 1)
     assert decoded(Tensor((1,), Spikes(3, code, -3, 3, Scale.of(0.5))), [[[1]], [[1]], [[-1]]]) == [[0.5]]
@@ -198,7 +198,7 @@ def test_decoding_is_linear_in_the_frames(a, b):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("code", ["bits", "rate", "sorted"])
+@pytest.mark.parametrize("code", ["bits", "rate", "suffix", "prefix"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_limits_of_a_code_are_the_least_and_the_largest_value_of_its_trains(steps, code, signed):
     if code == "bits":
@@ -232,11 +232,11 @@ def test_frame_and_prefix_hold_what_the_bits_of_every_value_pass_through(lo, hi)
         (lambda: Spikes(8, "bits", 0, 256, ONE), "type: 8 frames of code bits hold 0..255, not 0..256"),
         (lambda: Spikes(8, "bits", -1, 128, ONE), "type: 8 frames of code bits hold -128..127, not -1..128"),
         (lambda: Spikes(4, "rate", 0, 5, ONE), "type: 4 frames of code rate hold 0..4, not 0..5"),
-        (lambda: Spikes(4, "sorted", -5, 0, ONE), "type: 4 frames of code sorted hold -4..4, not -5..0"),
+        (lambda: Spikes(4, "suffix", -5, 0, ONE), "type: 4 frames of code suffix hold -4..4, not -5..0"),
         (lambda: Spikes(0, "bits", 0, 0, ONE), "type: a train has one or more frames, not 0"),
         (lambda: Spikes(64, "bits", 0, 1, ONE), "type: a train of 64 bits, and registers hold 63 and a sign"),
         (lambda: Spikes(4, "direct", 0, 1, ONE), "type: there is no code of frames called 'direct'"),
-        (lambda: Current(4, "sorted", 0, 1, 0, 1, ONE), "type: there is no code of frames called 'sorted'"),
+        (lambda: Current(4, "suffix", 0, 1, 0, 1, ONE), "type: there is no code of frames called 'suffix'"),
         (lambda: Current(-2, "rate", 0, 1, 0, 1, ONE), "type: a train has one or more frames, not -2"),
         (lambda: Current(2, "rate", 2, 1, 0, 1, ONE), "type: an empty range 2..1"),
         (lambda: Tensor((), Real()), "type: a tensor has one or more positive dimensions, not []"),
@@ -276,19 +276,22 @@ def test_a_tensor_knows_its_size_and_frames():
 TRAINS = {
     "direct": Current(4, "direct", 0, 1, 0, 1, ONE),
     "rate": Spikes(4, "rate", 0, 1, ONE),
-    "sorted": Spikes(4, "sorted", 0, 1, ONE),
+    "suffix": Spikes(4, "suffix", 0, 1, ONE),
+    "prefix": Spikes(4, "prefix", 0, 1, ONE),
     "bits": Spikes(4, "bits", 0, 1, ONE),
 }
 JOINS = {
     ("direct", "direct"): "direct",
     ("direct", "rate"): "rate",
-    ("direct", "sorted"): "rate",
+    ("direct", "suffix"): "rate",
     ("direct", "bits"): None,
     ("rate", "rate"): "rate",
-    ("rate", "sorted"): "rate",
+    ("rate", "suffix"): "rate",
     ("rate", "bits"): None,
-    ("sorted", "sorted"): "sorted",
-    ("sorted", "bits"): None,
+    ("suffix", "suffix"): "suffix",
+    ("suffix", "prefix"): "rate",
+    ("prefix", "prefix"): "prefix",
+    ("suffix", "bits"): None,
     ("bits", "bits"): "bits",
 }
 
@@ -305,11 +308,33 @@ def test_codes_join_as_the_table_says(pair, code):
         assert message(refusal) == f"type: trains of codes {a} and {b} cannot meet: their frames weigh differently"
 
 
-@pytest.mark.parametrize("code", ["rate", "sorted", "bits"])
+@pytest.mark.parametrize("code", ["rate", "suffix", "prefix", "bits"])
 def test_trains_of_unequal_length_do_not_join(code):
     with pytest.raises(SpirError) as refusal:
         join([Spikes(5, code, 0, 1, ONE), Spikes(4, code, 0, 1, ONE)])
     assert message(refusal) == "type: trains of 4 and 5 frames cannot meet"
+
+
+def test_in_one_step_both_orders_are_one():
+    single = [Spikes(1, order, 0, 1, ONE) for order in ("prefix", "suffix")]
+    assert join(single) == join(single[1:]) == (1, "suffix")
+    assert join(single[:1]) == (1, "prefix")
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("column", [[1, 0, 1], [1, -1, 0], [0, 1, 0], [1, 1, -1]])
+def test_spikes_that_are_not_sorted_are_refused_with_the_code_that_takes_them(column, last):
+    order, end = ("suffix", "last") if last else ("prefix", "first")
+    type_ = Tensor((1,), Spikes(3, order, -3, 3, ONE))
+    with pytest.raises(SpirError) as refusal:
+        type_.read(np.array(column)[:, None, None])
+    assert str(refusal.value).splitlines() == [
+        f"error[data]: spikes of code {order} fill the {end} steps with one sign",
+        "        fix: give code rate",
+    ]
+    for fine in ([0, 0, -1], [0, 1, 1], [-1, -1, -1], [0, 0, 0]):
+        train = fine if last else fine[::-1]
+        assert type_.read(np.array(train)[:, None, None]).ravel().tolist() == train
 
 
 # intervals

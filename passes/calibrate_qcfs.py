@@ -1,0 +1,216 @@
+"""calibrate-qcfs: clipped activations, or QCFS of other levels, to QCFS of T levels whose mean errors are gone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import attrs
+import numpy as np
+
+from spir.contracts import Calibrated, Contract
+from spir.errors import Diagnostic, SpirError, SpirWarning, error, raise_all
+from spir.ir import Array, Module, Node
+from spir.ops.clip import Clip
+from spir.ops.qcfs import Qcfs
+from spir.ops.relu import Relu
+from spir.ops.shift import Shift
+from spir.options import option
+from spir.passes._gains import keeps_channels
+from spir.rewriting import Context, Pass, Rewriter
+from spir.types import Real, Reals
+
+MOMENTUM = 0.99
+"""Of ``order = joint``."""
+
+
+@attrs.frozen
+class CalibrateQcfs(Pass):
+    """clip{0, theta}, qcfs{L} -> qcfs{T, theta, psi, phi}, psi and phi one a channel: DA-QCFS.
+
+    Two networks run side by side, the given one and the one of T levels. At every activation psi becomes the mean
+    error of what comes in, and phi makes the mean error of what goes out vanish. ``order = sequential`` finishes each
+    activation on all data before the next one sees it: both means are exact. ``joint`` goes batch by batch with
+    momentum 0.99, as published. ``update = paper`` is the published rule for phi, which leaves a mean error as large as
+    phi itself; ``integrating`` leaves none. Signed activations get psi alone. A channel that never spikes at level T
+    keeps phi = 0 and is named. QCFS of T levels stay as they are: T = L is lossless (theorem PC-1).
+
+    Source: Hao et al. 2412.13610, eq 9 and algorithm 1 (confirmed in the authors' code; the fixed points are derived).
+    """
+
+    name: ClassVar[str] = "calibrate-qcfs"
+    steps: int = option(4, "T: the levels of every activation, and the steps of a train", ge=1, le=65536)
+    update: str = option("integrating", "the rule for phi", one_of=("integrating", "paper"))
+    order: str = option("sequential", "one activation after the other, or all", one_of=("sequential", "joint"))
+    batch: int | None = option(None, "samples a batch, for order = joint: 32", ge=1)
+    epochs: int | None = option(None, "how often order = joint goes through the data: once", ge=1)
+
+    def contract(self) -> Contract:
+        """Fewer levels, measured."""
+        return Calibrated()
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Refuses activations without a range; then calibrates on all data."""
+        if self.order == "sequential" and (self.batch or self.epochs):
+            raise error("option", f"{self.name}: order=sequential takes no batch or epochs", fix="order=joint")
+        raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
+        points = {n.result: n for n in module.nodes if self._is_point(n, module)}
+        known = [n for n in module.nodes if isinstance(n.op, Qcfs)]
+        if not points and not known:
+            raise error(
+                "type",
+                f"{self.name} finds no activations of reals with a range",
+                fix="run calibrate-range before, over the same layers",
+            )
+        if context.data is None and points:
+            self._without_data(points.values())
+        found = {name: _Fit.of(node, module, self.steps) for name, node in points.items()}
+        if context.data is not None and points:
+            self._calibrate(found, module, context)
+        rewriter = Rewriter(module, self.name)
+        for node in module.nodes:
+            fit = found.get(node.result)
+            if fit is None:
+                rewriter.keep(node)
+                continue
+            operand = rewriter.now(node.operands[0])
+            rewriter.emit(fit.qcfs, operand, name=node.result, origin=node.origin)
+            if fit.silent:
+                silent = f"%{node.result}: {fit.silent} never spike at T = {self.steps}, so phi = 0"
+                context.note(Diagnostic("E-PHI-DEAD", silent).render("note"))
+        return rewriter.finish()
+
+    def _refusal(self, node: Node) -> SpirError | None:
+        if not isinstance(node.op, Relu) or not isinstance(node.type.encoding, Real) or not self.selects(node):
+            return None
+        return error(
+            "type",
+            f"%{node.result} has no range to divide into {self.steps} levels",
+            from_=str(node.origin),
+            fix="run calibrate-range before, over the same layers",
+        )
+
+    def _is_point(self, node: Node, module: Module) -> bool:
+        """Whether an activation gets other levels: not what enters the network."""
+        if not self.selects(node) or not isinstance(node.type.encoding, Real):
+            return False
+        if isinstance(node.op, Qcfs):
+            return node.op.levels != self.steps
+        source = module.definitions.get(node.operands[0])
+        return isinstance(node.op, Clip) and source is not None and not source.op.host
+
+    def _without_data(self, points: Iterable[Node]) -> None:
+        """Other levels without calibration: not lossless, and only where the model has thresholds."""
+        if any(not isinstance(node.op, Qcfs) for node in points):
+            raise error("data", f"{self.name} needs calibration data", fix="give data=images, or --data in a shell")
+        trained = sorted({node.op.levels for node in points if isinstance(node.op, Qcfs)})
+        finding = Diagnostic(
+            "E-T-NE-L", f"T = {self.steps} steps for L = {', '.join(map(str, trained))} levels are not lossless"
+        )
+        advice = "give calibration data, or take as many steps as the model has levels"
+        warnings.warn(SpirWarning(finding.note("fix", advice)), stacklevel=2)
+
+    def _calibrate(self, found: dict[str, _Fit], module: Module, context: Context) -> None:
+        """Both networks side by side: even samples pass the given activations, odd ones those of T levels."""
+        rewriter = Rewriter(module, self.name)
+        for node in module.nodes:
+            if node.result in found:
+                operand = rewriter.now(node.operands[0])
+                rewriter.emit(Shift(Array.of([0.0])), operand, name=node.result, origin=node.origin)
+            else:
+                rewriter.keep(node)
+        bare = rewriter.finish()
+        assert context.data is not None  # the caller asked
+        twice = np.repeat(context.data, 2, axis=0)
+
+        def visit(name: str, parts: list[Reals]) -> list[Reals]:
+            return found[name].visit(parts, self.update, settle=self.order == "sequential")
+
+        stops = "|".join(found)
+        if self.order == "sequential":
+            context.steer(bare, twice, stops, visit)
+        for _ in range((self.epochs or 1) if self.order == "joint" else 0):
+            context.steer(bare, twice, stops, visit, batch=2 * (self.batch or 32))
+
+
+@attrs.define(eq=False)
+class _Fit:
+    """One activation while it is calibrated: psi ``[C]``, phi ``[C]`` or ``[1]``."""
+
+    node: Node
+    levels: int
+    threshold: Reals
+    psi: Reals
+    phi: Reals
+    spikes: Reals
+    """The mean count of each channel, as far as it was seen."""
+
+    @classmethod
+    def of(cls, node: Node, module: Module, levels: int) -> _Fit:
+        """Without shifts."""
+        channels = node.type.shape[0]
+        apart = channels if keeps_channels(node.result, module) else 1
+        threshold = node.op.threshold if isinstance(node.op, Qcfs) else node.op.hi  # type: ignore[attr-defined]
+        return cls(node, levels, threshold.values, np.zeros(channels), np.zeros(apart), np.zeros(apart))
+
+    @property
+    def signed(self) -> bool:
+        """Whether values lie on both sides of 0."""
+        op = self.node.op
+        return op.signed if isinstance(op, Qcfs) else bool((op.lo.values < 0).any())  # type: ignore[attr-defined]
+
+    @property
+    def qcfs(self) -> Qcfs:
+        """The activation as it stands."""
+        phi = Array.of(self.phi) if self.phi.any() else None
+        psi = Array.of(self.psi) if self.psi.any() else None
+        return Qcfs(self.levels, Array.of(self.threshold), psi, phi, self.signed)
+
+    @property
+    def silent(self) -> str:
+        """The channels without a spike."""
+        found = np.flatnonzero(self.spikes == 0)
+        shown = ", ".join(map(str, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        return f"channels {shown}" if found.size and not self.signed else ""
+
+    def visit(self, parts: list[Reals], update: str, *, settle: bool) -> list[Reals]:
+        """What both networks make of ``[2 n, *shape]`` values; ``settle`` on all of them, else one step of momentum."""
+        given, own = [part[0::2] for part in parts], [part[1::2] for part in parts]
+        error_in = _mean([a - b for a, b in zip(given, own, strict=True)], len(self.psi))
+        self.psi = error_in if settle else MOMENTUM * self.psi + (1 - MOMENTUM) * error_in
+        types = (self.node.type,)
+        target = [np.asarray(self.node.op.reference(types, x), dtype=np.float64) for x in given]
+        if not self.signed:
+            bare = attrs.evolve(self.qcfs, phi=None)
+            height = _mean([np.asarray(bare.reference(types, x), dtype=np.float64) for x in own], len(self.phi))
+            self.spikes = height if settle else self.spikes + height
+            self.phi = self._phi(_mean(target, len(self.phi)), height, update, settle=settle)
+        made = self.qcfs
+        result = []
+        for part, goal, x in zip(parts, target, own, strict=True):
+            both = np.empty_like(part)
+            both[0::2], both[1::2] = goal, made.reference(types, x)
+            result.append(both)
+        return result
+
+    def _phi(self, target: Reals, height: Reals, update: str, *, settle: bool) -> Reals:
+        """The phi that makes ``height (1 + phi / theta)`` the target on average; one spike is never more than theta."""
+        share = height / self.threshold
+        if settle:
+            under = share if update == "integrating" else 1 + share
+            phi = np.divide(target - height, under, out=np.zeros_like(height), where=height > 0)
+        else:
+            missed = target - height - self.phi * share
+            kept = 1.0 if update == "integrating" else MOMENTUM
+            phi = np.where(self.spikes > 0, kept * self.phi + (1 - MOMENTUM) * missed, 0.0)
+        return np.asarray(np.clip(phi, -self.threshold, (self.levels - 1) * self.threshold))
+
+
+def _mean(parts: Sequence[Reals], groups: int) -> Reals:
+    """The mean of each channel ``[C]``, or of all ``[1]``, over parts ``[n, *shape]``: sums and counts add up."""
+    axes = tuple(axis for axis in range(parts[0].ndim) if axis != 1)
+    total = sum(part.sum(axis=axes) for part in parts)
+    count = sum(part.size for part in parts) / parts[0].shape[1]
+    mean = np.asarray(total / count)
+    return mean if groups > 1 else mean.mean(keepdims=True)

@@ -1,0 +1,30 @@
+"""@parallel-free: a ReLU network to parallel spiking neurons, without training."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from spir.options import option
+from spir.pipeline import Recipe
+from spir.recipes._parallel import spiking
+
+
+@attrs.frozen
+class ParallelFree(Recipe):
+    """``fold-bn``, a clip per channel, DA-QCFS, ``quantize, propagate-scales``, then parallel neurons, fused."""
+
+    name: ClassVar[str] = "parallel-free"
+    steps: int = option(16, "T, the levels of every activation", ge=1, le=65535)
+    bits: int = option(8, "bits of the input and of weights", ge=2, le=16)
+    update: str | None = option(None, "the rule of calibrate-qcfs for phi", one_of=("integrating", "paper"))
+    order: str | None = option(None, "where trains spike: suffix or prefix", one_of=("suffix", "prefix"))
+    fused: bool = option(True, "one synaptic product a layer, instead of one a step")
+
+    def pipeline(self) -> str:
+        """The passes in order."""
+        clips = f"calibrate-range{{method=mse, per=channel, levels={self.steps}}}"
+        rule = "" if self.update is None else f", update={self.update}"
+        tail = spiking(f"steps={self.steps}{rule}", self.bits, self.order, fused=self.fused)
+        return f"canonicalize, fold-bn, {clips}, {tail}"

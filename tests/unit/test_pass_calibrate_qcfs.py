@@ -1,0 +1,268 @@
+"""calibrate-qcfs: activations of T levels whose mean errors are gone, and the published rules beside it."""
+
+from __future__ import annotations
+
+import warnings
+
+import attrs
+import numpy as np
+import pytest
+
+from spir import driver, interpreter, pipeline
+from spir.errors import SpirWarning
+from spir.ir import Array, Module
+from spir.ops.clip import Clip
+from spir.ops.linear import Linear
+from spir.ops.permute import Permute
+from spir.ops.qcfs import Qcfs
+from spir.ops.relu import Relu
+from spir.types import Reals
+from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of, refusal, run, shown, text_of
+
+ONE = Array.of([1.0])
+
+
+def trained(levels: int = 8, **fields: object) -> Module:
+    """Three layers of QCFS; the last reads features."""
+    each = [Qcfs(levels, Array.of([t])) for t in (2.0, 3.0, 4.0)]
+    return network(
+        ("a", conv(3, bias=Array.of([0.3, -0.2, 0.1])), "x"),
+        ("b", attrs.evolve(each[0], **fields), "a"),
+        ("c", conv(2, 3, kernel=1, seed=5, bias=BIAS), "b"),
+        ("d", attrs.evolve(each[1], **fields), "c"),
+        ("e", conv(4, 2, kernel=1, seed=6), "d"),
+        ("f", attrs.evolve(each[2], **fields), "e"),
+        ("g", conv(2, 4, kernel=1, seed=7), "f"),
+    )
+
+
+def means(module: Module, x: Reals, name: str) -> Reals:
+    """Channel by channel."""
+    found = np.asarray(interpreter.run(module, x, name)[name], dtype=np.float64)
+    return found.mean(axis=tuple(axis for axis in range(found.ndim) if axis != 1))
+
+
+def identity(levels: int, **fields: object) -> Module:
+    """One activation of a value that is the input."""
+    return network(("a", Linear(Array.of([[1.0]])), "x"), ("b", Qcfs(levels, ONE), "a"), shape=(1,), **fields)
+
+
+def noted(module: Module, passes: str, data: Reals) -> str:
+    outcome = pipeline.run(module, pipeline.parse(passes), driver.Context(data, 0))
+    return "\n".join(note for entry in outcome.journal for note in entry.notes)
+
+
+# what it changes
+
+
+def test_clips_behind_the_input_become_qcfs_of_their_range():
+    module = network(("a", conv(2), "x"), ("b", Relu(), "a"), ("c", conv(2, 2, kernel=1), "b"))
+    before = run(module, "calibrate-range", images())
+    after = run(before, "calibrate-qcfs{steps=3}", images())
+    assert shown(after) == ["x.clip = clip x", "a = conv2d x.clip", "b = qcfs a", "c = conv2d b"]
+    found = op_of(after, "b")
+    assert (found.levels, found.threshold, found.signed) == (3, op_of(before, "b").hi, False)
+    assert after.definitions["b"].origin.path == "net.b"
+
+
+def test_as_many_steps_as_levels_change_nothing_and_need_no_data():
+    module = trained(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(module, "calibrate-qcfs{steps=8}") == run(module, "calibrate-qcfs{steps=8}", images()) == module
+
+
+def test_other_steps_without_data_keep_thresholds_and_warn():
+    with pytest.warns(SpirWarning, match=r"E-T-NE-L.*T = 4 steps for L = 8 levels are not lossless"):
+        after = run(trained(8), "calibrate-qcfs{steps=4}")
+    assert [op_of(after, name) for name in "bdf"] == [Qcfs(4, Array.of([t])) for t in (2.0, 3.0, 4.0)]
+
+
+def test_only_the_layers_asked_for_are_calibrated():
+    after = run(trained(8), 'calibrate-qcfs{steps=2, layers="net.d"}', images())
+    assert [op_of(after, name).levels for name in "bdf"] == [8, 2, 8]
+    assert op_of(after, "b") == op_of(trained(8), "b")
+
+
+# mean errors
+
+
+@pytest.mark.parametrize("clips", [False, True], ids=["of other levels", "of clips"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_no_channel_has_a_mean_error_before_or_behind_any_activation(steps, clips):
+    given, x = trained(8), images(40)
+    if clips:
+        zero = Array.of([0.0])
+        lines = [
+            (n.result, Clip(zero, n.op.threshold) if isinstance(n.op, Qcfs) else n.op, *n.operands) for n in given.nodes
+        ]
+        given = network(*lines)
+    after = run(given, f"calibrate-qcfs{{steps={steps}}}", x)
+    for before, activation in ("ab", "cd", "ef"):
+        op = op_of(after, activation)
+        psi = 0 if op.psi is None else op.psi.values
+        np.testing.assert_allclose(means(after, x, before) + psi, means(given, x, before), atol=1e-12)
+        phi = np.zeros(1) if op.phi is None else op.phi.values
+        free = (means(after, x, activation) > 0) & (phi < (steps - 1) * op.threshold.values)  # a spike is at most theta
+        assert free.any() or steps == 1
+        wanted = means(given, x, activation)
+        np.testing.assert_allclose(means(after, x, activation)[free], wanted[free], atol=1e-12)
+        assert (means(after, x, activation) <= wanted + 1e-12).all()
+    assert op_of(after, "b").psi is None  # nothing in front of it differs
+
+
+def test_the_published_rule_leaves_a_mean_error_as_large_as_phi():
+    """E[q] = 0.5 at two steps, and 0.6 in the given network."""
+    x = np.array([[0.6], [0.6]])
+    paper = run(identity(10), "calibrate-qcfs{steps=2, update=paper}", x)
+    (phi,) = op_of(paper, "b").phi.values
+    assert phi == pytest.approx(0.1 / 1.5)
+    assert means(identity(10), x, "b") - means(paper, x, "b") == pytest.approx(phi)
+    integrating = run(identity(10), "calibrate-qcfs{steps=2}", x)
+    assert op_of(integrating, "b").phi.values == pytest.approx([0.2])
+    assert means(integrating, x, "b") == pytest.approx([0.6])
+
+
+def test_a_channel_that_never_spikes_keeps_phi_0_and_is_named():
+    module = network(("a", Linear(Array.of(np.eye(3))), "x"), ("b", Qcfs(8, ONE), "a"), shape=(3,))
+    x = np.array([[0.2, 0.9, 0.1], [0.15, 0.3, 0.2]])
+    op = op_of(run(module, "calibrate-qcfs{steps=2}", x), "b")
+    assert op.phi.values[[0, 2]].tolist() == [0, 0]
+    assert op.phi.values[1] != 0
+    told = noted(module, "calibrate-qcfs{steps=2}", x)
+    assert told == "note[E-PHI-DEAD]: %b: channels 0, 2 never spike at T = 2, so phi = 0"
+    assert noted(module, "calibrate-qcfs{steps=2}", 4 * x) == ""
+    wide = network(("a", Linear(Array.of(np.eye(12))), "x"), ("b", Qcfs(8, ONE), "a"), shape=(12,))
+    told = noted(wide, "calibrate-qcfs{steps=2}", np.full((2, 12), 0.1))
+    assert "channels 0, 1, 2, 3, 4, 5, 6, 7 and 4 more never spike" in told
+
+
+def test_signed_activations_get_psi_alone():
+    after = run(trained(8, signed=True), "calibrate-qcfs{steps=2}", images(20))
+    for name in "bdf":
+        assert op_of(after, name).signed
+        assert op_of(after, name).phi is None
+    assert op_of(after, "d").psi is not None
+
+
+def test_channels_that_mix_share_one_phi():
+    layers = [("a", conv(2), "x"), ("b", Qcfs(8, ONE), "a"), ("p", Permute((1, 0, 2)), "b")]
+    after = run(network(*layers, ("c", conv(2, 3, kernel=1), "p")), "calibrate-qcfs{steps=2}", images(20))
+    assert op_of(after, "b").phi.values.shape == (1,)
+
+
+# joint order
+
+
+def hand_written(module: Module, x: Reals, steps: int, batch: int, epochs: int) -> dict[str, tuple[Reals, Reals]]:
+    """Algorithm 1 on `a = W x + bias; b = QCFS(a); c = V b; d = QCFS(c)`: (psi, phi) of both activations."""
+    a, b, c, d = (op_of(module, name) for name in "abcd")
+    state = {
+        name: [np.zeros(len(op.weight.values)), np.zeros(len(op.weight.values))]
+        for name, op in zip("bd", (a, c), strict=True)
+    }
+
+    def steps_of(value, levels, theta):
+        return np.clip(np.floor(value * levels / theta + 0.5), 0, levels) / levels
+
+    for _ in range(epochs):
+        for start in range(0, len(x), batch):
+            part = x[start : start + batch]
+            ref = own = part
+            for layer, op, name in ((a, b, "b"), (c, d, "d")):
+                theta, (psi, phi) = op.threshold.values, state[name]
+                ref, own = (v @ layer.weight.values.T + layer.bias.values for v in (ref, own))
+                psi += 0.01 * ((ref - own).mean(axis=0) - psi)
+                target = theta * steps_of(ref, op.levels, theta)
+                made = (theta + phi) * steps_of(own + psi, steps, theta)
+                phi += 0.01 * ((target - made).mean(axis=0) - phi)
+                ref, own = target, (theta + phi) * steps_of(own + psi, steps, theta)
+    return {name: (psi, phi) for name, (psi, phi) in state.items()}
+
+
+def dense() -> Module:
+    return network(
+        ("a", linear(5, 4, bias=Array.of([0.5, 0.2, -0.1, 0.4, 0.9])), "x"),
+        ("b", Qcfs(8, Array.of([2.0])), "a"),
+        ("c", linear(3, 5, seed=9, bias=Array.of([0.5, 0.7, 0.9])), "b"),
+        ("d", Qcfs(8, Array.of([2.5])), "c"),
+        shape=(4,),
+    )
+
+
+def test_joint_order_with_the_published_rule_is_algorithm_1():
+    x = images(24, (4,))
+    after = run(dense(), "calibrate-qcfs{steps=2, order=joint, update=paper, batch=6, epochs=3}", x)
+    for name, (psi, phi) in hand_written(dense(), x, 2, 6, 3).items():
+        op = op_of(after, name)
+        found = [np.zeros_like(psi) if array is None else array.values for array in (op.psi, op.phi)]
+        np.testing.assert_allclose(found[0], psi, atol=1e-13)
+        np.testing.assert_allclose(found[1], phi, atol=1e-13)
+        assert np.abs(phi).max() > 1e-4
+
+
+def test_joint_order_comes_to_the_psi_of_the_sequential_one():
+    """In one batch, as often as momentum needs to forget where it began."""
+    x = images(30, (4,))
+    slow = run(dense(), "calibrate-qcfs{steps=2, order=joint, batch=30, epochs=900}", x)
+    quick = run(dense(), "calibrate-qcfs{steps=2}", x)
+    spread = means(dense(), x, "c").std()
+    for op in (slow, quick):
+        error = means(op, x, "c") + op_of(op, "d").psi.values - means(dense(), x, "c")
+        assert np.abs(error).max() < 0.02 * spread
+    np.testing.assert_allclose(means(slow, x, "b"), means(dense(), x, "b"), atol=0.02)
+
+
+# determinism
+
+
+@pytest.mark.parametrize("options", ["", ", order=joint, batch=8", ", update=paper"])
+def test_results_do_not_depend_on_how_the_data_are_cut(monkeypatch, options):
+    passes, x = f"calibrate-qcfs{{steps=2{options}}}", images(21)
+    whole, again = run(trained(), passes, x), run(trained(), passes, x)
+    assert whole == again
+    monkeypatch.setattr(driver, "CHUNK_BYTES", 1)
+    cut = run(trained(), passes, x)
+    for name in "bdf":
+        for field in ("psi", "phi"):
+            a, b = (getattr(op_of(m, name), field) for m in (whole, cut))
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                np.testing.assert_allclose(a.values, b.values, atol=1e-12)
+
+
+# refusals
+
+
+def test_all_relus_without_a_range_are_refused_at_once():
+    module = network(("a", conv(2), "x"), ("b", Relu(), "a"), ("c", conv(2, 2, kernel=1), "b"), ("d", Relu(), "c"))
+    assert text_of(refusal(module, "calibrate-qcfs", images())) == (
+        "error[type]: %b has no range to divide into 4 levels\n"
+        "       from: net.b (net.py line 7)\n"
+        "       pass: calibrate-qcfs\n"
+        "        fix: run calibrate-range before, over the same layers\n"
+        "error[type]: %d has no range to divide into 4 levels\n"
+        "       from: net.d (net.py line 7)\n"
+        "       pass: calibrate-qcfs\n"
+        "        fix: run calibrate-range before, over the same layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("passes", "text"),
+    [
+        ("calibrate-qcfs", "error[data]: calibrate-qcfs needs calibration data"),
+        ("calibrate-qcfs{epochs=2}", "error[option]: calibrate-qcfs: order=sequential takes no batch or epochs"),
+        ("calibrate-qcfs{batch=2}", "error[option]: calibrate-qcfs: order=sequential takes no batch or epochs"),
+        ("calibrate-qcfs{steps=0}", "error[option]: calibrate-qcfs{steps} = 0 is outside 1..65536"),
+    ],
+)
+def test_what_it_cannot_do_it_says(passes, text):
+    module = run(network(("a", conv(2), "x"), ("b", Relu(), "a")), "calibrate-range", images())
+    assert text in str(refusal(module, passes))
+
+
+def test_a_network_without_activations_is_refused():
+    refused = text_of(refusal(network(("a", conv(2), "x")), "calibrate-qcfs", images()))
+    assert "calibrate-qcfs finds no activations of reals with a range" in refused
+    assert "fix: run calibrate-range before, over the same layers" in refused
