@@ -54,7 +54,7 @@ class CalibrateQcfs(Pass):
         """Refuses activations without a range; then calibrates on all data."""
         if self.order == "sequential" and (self.batch or self.epochs):
             raise error("option", f"{self.name}: order=sequential takes no batch or epochs", fix="order=joint")
-        raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
+        raise_all(refusal for node in module.nodes if (refusal := self._refusal(node, module)) is not None)
         points = {n.result: n for n in module.nodes if self._is_point(n, module)}
         known = [n for n in module.nodes if isinstance(n.op, Qcfs)]
         if not points and not known:
@@ -81,8 +81,11 @@ class CalibrateQcfs(Pass):
                 context.note(Diagnostic("E-PHI-DEAD", silent).render("note"))
         return rewriter.finish()
 
-    def _refusal(self, node: Node) -> SpirError | None:
-        if not isinstance(node.op, Relu) or not isinstance(node.type.encoding, Real) or not self.selects(node):
+    def _refusal(self, node: Node, module: Module) -> SpirError | None:
+        if not isinstance(node.type.encoding, Real) or not self.selects(node):
+            return None
+        lopsided = isinstance(node.op, Clip) and self._is_point(node, module) and _lopsided(node.op)
+        if not isinstance(node.op, Relu) and not lopsided:
             return None
         return error(
             "type",
@@ -134,6 +137,12 @@ class CalibrateQcfs(Pass):
             context.steer(bare, twice, stops, visit, batch=2 * (self.batch or 32))
 
 
+def _lopsided(op: Clip) -> bool:
+    """Whether a range neither starts at 0 nor is symmetric."""
+    lo, hi = np.broadcast_arrays(op.lo.values, op.hi.values)
+    return bool((hi <= 0).any() or not (not lo.any() or (lo == -hi).all()))
+
+
 @attrs.define(eq=False)
 class _Fit:
     """One activation while it is calibrated: psi ``[C]``, phi ``[C]`` or ``[1]``."""
@@ -143,16 +152,26 @@ class _Fit:
     threshold: Reals
     psi: Reals
     phi: Reals
-    spikes: Reals
-    """The mean count of each channel, as far as it was seen."""
+    spikes: Reals | None = None
+    """How much each channel spikes, as far as it was seen."""
 
     @classmethod
     def of(cls, node: Node, module: Module, levels: int) -> _Fit:
-        """Without shifts."""
-        channels = node.type.shape[0]
-        apart = channels if keeps_channels(node.result, module) else 1
-        threshold = node.op.threshold if isinstance(node.op, Qcfs) else node.op.hi  # type: ignore[attr-defined]
-        return cls(node, levels, threshold.values, np.zeros(channels), np.zeros(apart), np.zeros(apart))
+        """With the shifts that the activation has, or none."""
+        op, channels = node.op, node.type.shape[0]
+        assert isinstance(op, (Clip, Qcfs))  # the caller asked
+        given = op if isinstance(op, Qcfs) else Qcfs(levels, op.hi)
+        known = [a.values for a in (given.threshold, given.phi) if a is not None]
+        apart = channels if keeps_channels(node.result, module) else max(map(len, known))
+        psi, phi = (np.zeros(1) if a is None else a.values for a in (given.psi, given.phi))
+        spread = np.broadcast_to(psi, (channels,)).copy(), np.broadcast_to(phi, (apart,)).copy()
+        return cls(node, levels, given.threshold.values, *spread)
+
+    @property
+    def own_psi(self) -> Reals:
+        """The shift that the given activation has."""
+        op = self.node.op
+        return np.zeros(1) if not isinstance(op, Qcfs) or op.psi is None else op.psi.values
 
     @property
     def signed(self) -> bool:
@@ -170,21 +189,25 @@ class _Fit:
     @property
     def silent(self) -> str:
         """The channels without a spike."""
+        if self.spikes is None or self.signed:
+            return ""
         found = np.flatnonzero(self.spikes == 0)
         shown = ", ".join(map(str, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        return f"channels {shown}" if found.size and not self.signed else ""
+        every = "its channels" if len(self.spikes) == 1 else f"channels {shown}"
+        return every if found.size else ""
 
     def visit(self, parts: list[Reals], update: str, *, settle: bool) -> list[Reals]:
         """What both networks make of ``[2 n, *shape]`` values; ``settle`` on all of them, else one step of momentum."""
         given, own = [part[0::2] for part in parts], [part[1::2] for part in parts]
         error_in = _mean([a - b for a, b in zip(given, own, strict=True)], len(self.psi))
+        error_in = error_in + self.own_psi
         self.psi = error_in if settle else MOMENTUM * self.psi + (1 - MOMENTUM) * error_in
         types = (self.node.type,)
         target = [np.asarray(self.node.op.reference(types, x), dtype=np.float64) for x in given]
         if not self.signed:
             bare = attrs.evolve(self.qcfs, phi=None)
             height = _mean([np.asarray(bare.reference(types, x), dtype=np.float64) for x in own], len(self.phi))
-            self.spikes = height if settle else self.spikes + height
+            self.spikes = height if settle or self.spikes is None else self.spikes + height
             self.phi = self._phi(_mean(target, len(self.phi)), height, update, settle=settle)
         made = self.qcfs
         result = []
@@ -203,6 +226,7 @@ class _Fit:
         else:
             missed = target - height - self.phi * share
             kept = 1.0 if update == "integrating" else MOMENTUM
+            assert self.spikes is not None  # the caller counts first
             phi = np.where(self.spikes > 0, kept * self.phi + (1 - MOMENTUM) * missed, 0.0)
         return np.asarray(np.clip(phi, -self.threshold, (self.levels - 1) * self.threshold))
 

@@ -109,7 +109,8 @@ class DeriveThresholds(Pass):
                     return encoded(node, total, neuron.derive(source.op, self.order), rewriter)
                 return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
             case LinearMap() if any(trains) and not all(trains):
-                whole = (integral(o, rewriter, node) for o in operands)
+                take = integrated if neuron.charged else integral
+                whole = (take(o, rewriter, node) for o in operands)
                 return rewriter.emit(node.op, *whole, name=node.result, origin=node.origin)
         return None
 

@@ -32,12 +32,15 @@ class ExpandParallel(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         """Refuses a network without such neurons; then rewrites."""
-        if not any(isinstance(n.op, NeuronParallel) and self.selects(n) for n in module.nodes):
+        chosen = [n for n in module.nodes if isinstance(n.op, NeuronParallel) and self.selects(n)]
+        if not chosen:
             raise error(
                 "type",
                 f"{self.name} finds no parallel neurons",
                 fix="run derive-thresholds{neuron=parallel} and fuse-neuron before, over the same layers",
             )
+        if all(module.types[n.operands[0]].train is None for n in chosen):
+            context.note("no neuron reads a train, so all stay: leave fuse-parallel out, or fused=off in the recipe")
         return self.walk(Rewriter(module, self.name), self.rewrite)
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:

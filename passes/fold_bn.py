@@ -19,7 +19,9 @@ from spir.ops.shift import Shift
 from spir.rewriting import Context, Pass, Rewriter
 
 COMPARED = 64
-"""Calibration samples that are held against the statistics of the first batch norm."""
+"""Calibration samples, from first to last, that are held against the statistics of the first batch norm."""
+FEWEST = 16
+"""Values of a channel that say something of its spread."""
 
 
 @attrs.frozen
@@ -38,10 +40,11 @@ class FoldBn(Pass):
         return Bounded(1e-10)
 
     def run(self, module: Module, context: Context) -> Module:
-        """Warns where the calibration data are not what the first batch norm was trained on; then rewrites."""
-        first = next((n for n in module.nodes if isinstance(n.op, BatchNorm)), None)
+        """Warns where the calibration data may not be what the first batch norm was trained on; then rewrites."""
+        first = next((n for n in module.nodes if isinstance(n.op, BatchNorm) and self.selects(n)), None)
         if first is not None and context.data is not None:
-            _compare(first, module, context.data[:COMPARED], context)
+            spread = np.linspace(0, len(context.data) - 1, COMPARED).astype(int)
+            _compare(first, module, context.data[np.unique(spread)], context)
         return self.walk(Rewriter(module, self.name), self.rewrite)
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
@@ -70,6 +73,8 @@ def _compare(node: Node, module: Module, x: NDArray[Any], context: Context) -> N
     assert isinstance(op, BatchNorm)  # the caller asked
     parts = [batch[operand] for batch in context.evaluate(module, x, operand)]
     values = np.concatenate(parts).swapaxes(0, 1).reshape(module.types[operand].shape[0], -1)
+    if values.shape[1] < FEWEST:
+        return
     spread = np.sqrt(op.var.values + op.eps)
     moved = float(np.median(np.abs(values.mean(axis=1) - op.mean.values) / spread))
     ratio = float(np.median(values.std(axis=1) / spread))
@@ -77,7 +82,7 @@ def _compare(node: Node, module: Module, x: NDArray[Any], context: Context) -> N
         return
     finding = Diagnostic(
         "data",
-        f"the calibration data are not what the model was trained on: in front of %{node.result} their deviation is "
+        f"the calibration data may not be what the model was trained on: in front of %{node.result} their deviation is "
         f"{ratio:.3g} times the one of its batch norm, and their mean is {moved:.3g} deviations off (medians)",
     )
     told = finding.note("from", str(node.origin)).note("fix", "normalise the data as in training")

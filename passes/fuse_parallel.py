@@ -68,7 +68,9 @@ def _refusal(node: Node, module: Module) -> SpirError | None:
             why = "its matrix does not compare the sum of all frames with the levels 1..T of one threshold"
         case Neuron() if not isinstance(node.op, (NeuronMatrix, NeuronParallel)):
             why = f"{node.op.name} is no neuron of parallel conversion"
-        case Mix() if not all(isinstance(n.op, NeuronMatrix) for n in module.readers[node.result]):
+        case Mix() if node.result == module.output or not all(
+            isinstance(n.op, NeuronMatrix) for n in module.readers[node.result]
+        ):
             why = "not only matrices read it"
         case _:
             return None

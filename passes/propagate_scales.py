@@ -32,7 +32,7 @@ from spir.rewriting import Context, Pass, Rewriter
 from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
 
 THRESHOLD = 8
-"""Bits that an integer threshold has at least, so that rounding moves it by 2^-9 at most."""
+"""Bits that an integer threshold has at least; more where more codes ask for them, so that none is moved by 1/8."""
 FINER = 16
 """Bits that a code is multiplied by where a bias is added to it."""
 
@@ -230,18 +230,22 @@ class _Walk:
     def threshold(self, node: Node, op: Quantize, x: _Carried) -> Requant:
         """The triple ``(1, add, theta)``: a code is reached where the sum reaches a multiple of one integer.
 
-        A threshold below 2^8 is counted in 2^-f of a step of the sum, and then ``mul`` is 2^f.
+        A threshold of too few bits is counted in 2^-f of a step of the sum, and then ``mul`` is 2^f.
 
         Raises:
             SpirError[E-MULT-RANGE]: products do not fit a register.
         """
         type_ = self.rewriter.type(x.value)
-        thetas = [Fraction(op.scale) / s for s in scale_of(type_).known]
-        extra = [max(0, THRESHOLD - math.floor(math.log2(t))) for t in thetas]
+        reach = type_.range.magnitude
+        # a channel whose whole sum stays below 2^-6 of a threshold may as well have a smaller one
+        thetas = [min(Fraction(op.scale) / s, Fraction(2**6 * reach + 1)) for s in scale_of(type_).known]
+        bits = max(THRESHOLD, max(op.hi, -op.lo).bit_length() + 1)
+        extra = [max(0, bits - math.floor(math.log2(t))) for t in thetas]
         div = [round(t * 2**f) for t, f in zip(thetas, extra, strict=True)]
         offset = np.zeros(1) if x.bias is None else per_channel(x.bias) / op.scale
         most = max(self.largest_offsets(offset, len(div)))
-        if max(extra) >= REGISTER_BITS or 2 ** max(extra) * type_.range.magnitude + (most + 2) * max(div) >= 2**61:
+        wide = max(2**f * reach + (most + 2) * d for f, d in zip(extra, div, strict=True))
+        if max(extra) >= REGISTER_BITS or wide >= 2**61:
             raise error(
                 "E-MULT-RANGE",
                 f"%{self.named(node)}: thresholds of {float(min(thetas)):.3g} .. {float(max(thetas)):.3g} steps, and "

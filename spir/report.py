@@ -265,7 +265,11 @@ class Counter:
         reals = tuple(n for n, t in self._module.types.items() if isinstance(t.encoding, Real))
         host = tuple(n.result for n in self._module.nodes if n.op.host)
         times = schedule(self._module)
-        integers = Counts(str(n.op.name) for n in self._module.nodes if isinstance(n.op, (Requant, MaxPool, Relu)))
+        integers = Counts(
+            str(n.op.name)
+            for n in self._module.nodes
+            if isinstance(n.op, (Requant, MaxPool, Relu)) and not n.type.train
+        )
         return Report(
             backend,
             samples,

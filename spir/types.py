@@ -357,7 +357,7 @@ class Tensor:
 
         Raises:
             SpirError[data]: a wrong shape, no numbers, NaN or Inf, fractions for integers, values outside the range,
-                frames of a sorted code that are not sorted.
+                frames of a sorted code that are not sorted, frames of a direct one that differ.
         """
         lead = (self.steps,) if self.train is not None else ()
         rank = len(lead) + 1 + len(self.shape)
@@ -414,7 +414,9 @@ def _check_range(integers: Integers, lo: int, hi: int, what: str) -> None:
 
 
 def _check_sorted(stored: Integers, train: Train) -> None:
-    """Refuses frames of a sorted train that are not sorted, or of both signs."""
+    """Refuses frames of a sorted train that are not sorted, or of both signs, and direct frames that differ."""
+    if train.code == "direct" and (stored != stored[:1]).any():
+        raise error("data", "frames of code direct are all equal, and these differ", fix="give code rate")
     if train.code not in SORTED:
         return
     size = np.abs(stored) if train.code == "suffix" else np.abs(stored[::-1])

@@ -141,7 +141,6 @@ class Counting:
             made: the weighted sums that only this charge reads.
         """
         *_, lo, hi = triple
-        *_, lo, hi = triple
         shape, held = node.type.shape, exact_dtype(max(-lo, hi), device)
         first = max(charge.terms, key=lambda name: (name in made, charge.parts[name].magnitude))
         names = (first, *(name for name in charge.terms if name != first))

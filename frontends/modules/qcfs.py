@@ -20,6 +20,7 @@ _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, A
 _FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _METHODS = ("relu", "relu_")
 _OVERWRITING = (F.relu_, torch.relu_, "relu_")
+MOST_LEVELS = 65_536
 _SAMPLE = 100_000  # positive values that a threshold is fitted to
 _CANDIDATES = 100  # thresholds tried, as equal parts of the largest value
 
@@ -121,9 +122,12 @@ def swap_relu(
     return swapped.train(model.training)
 
 
-def _check(levels: int, threshold: float) -> None:
-    if levels < 1 or levels % 1:
-        raise error("usage", f"levels = {levels}", fix="give a whole number, 1 or more")
+def _check(levels: object, threshold: object) -> None:
+    whole = isinstance(levels, (int, float)) and not isinstance(levels, bool)
+    if not whole or levels % 1 or not 1 <= levels <= MOST_LEVELS:  # type: ignore[operator]
+        raise error("usage", f"levels = {levels!r}", fix=f"give a whole number, 1 to {MOST_LEVELS}")
+    if not isinstance(threshold, (int, float)):
+        raise error("usage", f"threshold = {threshold!r}", fix="give a positive number")
     if not (threshold > 0 and math.isfinite(threshold)):
         raise error("usage", f"threshold = {threshold:g}", fix="give a positive number")
 
@@ -258,8 +262,11 @@ def _put(network: fx.GraphModule, path: str, module: nn.Module) -> None:
     setattr(owner, name, module)
 
 
-def _compare(model: nn.Module, swapped: nn.Module, data: torch.Tensor) -> None:
+def _compare(model: nn.Module, swapped: nn.Module, data: Any) -> None:
     """Runs the exchanged network with ReLUs, so that they see the data, and refuses it if the model returns another."""
+    if not isinstance(data, torch.Tensor) or not data.numel():
+        given = f"no samples, {list(data.shape)}" if isinstance(data, torch.Tensor) else f"a {type(data).__name__}"
+        raise error("data", f"the data is {given}", fix="give a batch as a tensor: torch.as_tensor(data)")
     try:
         with torch.no_grad():
             expected: Any = copy.deepcopy(model).eval()(data.clone())

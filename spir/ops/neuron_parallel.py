@@ -24,7 +24,8 @@ from spir.types import SORTED, Current, Int, Integers, Interval, Scale, Shape, S
 class NeuronParallel(Neuron):
     """The parallel neuron: ``S = sum_t I(t)``; the step that stands for level k spikes iff ``mul S + add >= k div``.
 
-    Level k stands at step ``T - k + 1`` (``order = suffix``, the paper's: spikes fill the last steps) or at step k
+    The comparison is exact: ``mul S + add`` is below ``k div`` iff its floored quotient by ``div`` is below k. Level k
+    stands at step ``T - k + 1`` (``order = suffix``, the paper's: spikes fill the last steps) or at step k
     (``prefix``). The pre-threshold is ``div / mul`` in steps of the operand, per channel; the shift psi and the bias
     stand in ``add`` (``psi = theta / 2`` is the half of round-half-up), the post-threshold is ``scale``. With
     ``signed`` the step of level k spikes -1 iff ``mul S + add < (1 - k) div``. Sums may come as integers: the charge of
@@ -77,17 +78,17 @@ class NeuronParallel(Neuron):
         return sort(law(z, self.mul, self.add, self.div, *self.clip), self.steps, self.order)
 
     def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
-        """Two phases: the sum of all frames, then one comparison a step."""
+        """Two phases: the sum of all frames, then one comparison a step, in thresholds, so that no product wraps."""
         first = next(currents)
         charge = first
         for current in currents:
             charge = charge + current
         potential = charge * xp.constant(self.mul, first) + xp.constant(self.add, first)
-        div = self.div if isinstance(self.div, int) else xp.constant(self.div, first)
+        reached = potential // (self.div if isinstance(self.div, int) else xp.constant(self.div, first))
         for step in range(1, self.steps + 1):
             level = step if self.order == "prefix" else self.steps + 1 - step
-            spike = xp.where(potential >= div * level, 1, 0)
-            yield spike - xp.where(potential < div * (1 - level), 1, 0) if self.signed else spike
+            spike = xp.where(reached >= level, 1, 0)
+            yield spike - xp.where(reached <= -level, 1, 0) if self.signed else spike
 
     def search(self, z: Integers) -> Integers:
         """The counts ``[N, C, ...]`` of sums by bisection: ``ceil(log2(T + 1))`` comparisons each, and no division.
@@ -96,7 +97,7 @@ class NeuronParallel(Neuron):
         """
         rank = z.ndim - 1
         potential = channelwise(self.mul.values, rank) * z + channelwise(self.add.values, rank)
-        div = channelwise(divisors(self.div), rank)
+        div = channelwise(divisors(self.div).astype(object), rank)
         low, high = (np.full(z.shape, end, dtype=np.int64) for end in self.clip)
         while (low < high).any():
             middle = (low + high + 1) // 2

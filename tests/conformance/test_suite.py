@@ -15,7 +15,7 @@ from spir.driver import backend_of
 from spir.errors import SpirError
 from tests.conformance.networks import NETWORKS, example
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data may not be what the model was trained on")
 
 
 def variants() -> list[str]:

@@ -22,6 +22,7 @@ from spir.ir import Array, Module, infer
 from spir.ops._linear import channelwise
 from spir.ops._neuron import Neuron
 from spir.ops.concat import Concat
+from spir.ops.encode import sort
 from spir.ops.max_pool import MaxPool
 from spir.ops.mix import Mix
 from spir.ops.neuron_matrix import NeuronMatrix
@@ -33,7 +34,7 @@ from tests.unit.small_networks import network
 ONE = Scale.of(1)
 BACKENDS = ("serial", "parallel", "hw", "hw{collapse=off}")
 REFUSALS = ("E-RESID-SCALE", "E-MULT-RANGE", "E-VRANGE", "E-SCALE")  # a network that no integers of 64 bits hold
-pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data may not be what the model was trained on")
 ORDERS = pytest.mark.parametrize("order", SORTED)
 
 
@@ -442,3 +443,16 @@ def test_one_step_has_one_order():
     both = tuple(Tensor((1, 2, 2), Spikes(1, order, 0, 1, ONE)) for order in SORTED)
     joined = infer(Concat(), both)
     assert infer(MaxPool((2, 2), (1, 1)), (joined,)).train.code == "suffix"
+
+
+@pytest.mark.parametrize("div", [2**59, Array.of([2**59, 1])])
+@pytest.mark.parametrize("steps", [16, 64])
+def test_levels_beyond_64_bits_do_not_wrap(div, steps):
+    neuron = NeuronParallel(steps, Array.of([1]), Array.of([0]), div, 1.0)
+    module = network(("y", neuron, "x"), shape=(2,), encoding=Spikes(16, "suffix", 0, 16, Scale.of(1.0)))
+    counts = np.array([[0, 0], [16, 16], [7, 1]])
+    frames = sort(counts, 16, "suffix")
+    wanted = interpreter.run(module, frames)["y"]
+    for backend in ("serial", "parallel", "hw", "hw{collapse=off}"):
+        np.testing.assert_array_equal(driver.backend_of(backend).prepare(module).run(frames)["y"], wanted, backend)
+    np.testing.assert_array_equal(neuron.search(counts), wanted.sum(axis=0))

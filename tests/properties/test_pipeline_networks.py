@@ -20,7 +20,7 @@ from spir.ops.encode import Encode
 from spir.text import parse
 from spir.types import Real, Stored, scale_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the calibration data may not be what the model was trained on")
 
 BACKENDS = ("serial", "parallel", "hw{collapse=off}", "hw{collapse=auto}")
 REFUSALS = ("E-RESID-SCALE", "E-MULT-RANGE", "E-VRANGE", "E-SCALE")  # a network that no integers of 64 bits hold

@@ -266,3 +266,38 @@ def test_a_network_without_activations_is_refused():
     refused = text_of(refusal(network(("a", conv(2), "x")), "calibrate-qcfs", images()))
     assert "calibrate-qcfs finds no activations of reals with a range" in refused
     assert "fix: run calibrate-range before, over the same layers" in refused
+
+
+# what it keeps
+
+
+def test_shifts_that_are_there_stay_where_nothing_is_to_be_corrected():
+    module = trained(8, psi=ONE, phi=Array.of([0.5]))
+    with warnings.catch_warnings(action="ignore"):
+        bare = run(module, "calibrate-qcfs{steps=16}")
+    data = images()
+    fitted = op_of(run(module, "calibrate-qcfs{steps=4096}", data), "b")
+    np.testing.assert_array_equal(op_of(bare, "b").psi.values, 1.0)
+    np.testing.assert_array_equal(op_of(bare, "b").phi.values, 0.5)
+    np.testing.assert_allclose(fitted.psi.values, 1.0, atol=1e-12)
+    np.testing.assert_allclose(fitted.phi.values, 0.5, atol=0.05)
+
+
+def test_without_data_no_channel_is_called_silent():
+    with warnings.catch_warnings(action="ignore"):
+        assert "E-PHI-DEAD" not in noted(trained(8), "calibrate-qcfs{steps=4}", None)
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 3.0), (-2.0, 0.0), (0.5, 3.0)])
+def test_a_range_beside_zero_is_refused(ends):
+    clip = Clip(*(Array.of([end]) for end in ends))
+    found = refusal(network(("a", conv(2), "x"), ("b", clip, "a")), "calibrate-qcfs", images())
+    assert "run calibrate-range before" in str(found)
+
+
+def test_thresholds_of_channels_that_mix_are_refused_by_the_pass_that_would_fold_them():
+    each = Qcfs(8, Array.of([1.0, 2.0, 3.0]))
+    module = network(
+        ("a", conv(3), "x"), ("b", each, "a"), ("c", Permute((1, 0, 2)), "b"), ("d", conv(2, 3, kernel=1), "c")
+    )
+    assert len(op_of(run(module, "calibrate-qcfs{steps=4}", images()), "b").threshold.values) == 3

@@ -73,7 +73,7 @@ def test_a_pool_goes_behind_the_relu_whatever_constants_of_its_range_stand_betwe
     assert np.array_equal(found, wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+@pytest.mark.filterwarnings("ignore:.*the calibration data may not be what the model was trained on")
 def test_a_pool_goes_behind_a_batch_norm_of_positive_gain():
     layer = norm(2)
     layer = type(layer)(layer.mean, layer.var, layer.eps, Array.of([0.5, 2.0]), layer.bias)

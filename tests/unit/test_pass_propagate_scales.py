@@ -161,7 +161,7 @@ def test_constants_per_channel_that_a_permutation_mixes_are_refused_with_their_p
     assert "fix:" in str(refused)
 
 
-@pytest.mark.filterwarnings("ignore:.*the calibration data are not what the model was trained on")
+@pytest.mark.filterwarnings("ignore:.*the calibration data may not be what the model was trained on")
 def test_no_offset_of_a_gain_near_0_drowns_in_the_rounding_of_weights():
     """The offset goes through the float weights: through rounded ones, offset / gain would blow up half a step."""
     for gamma in ([1.0, 1.0], [1.0, 1e-2], [1.0, -1e-8], [0.0, 1.0], [0.0, 0.0]):
@@ -561,3 +561,33 @@ def test_a_factor_has_no_more_bits_than_it_was_asked_for(bits):
     inexact = [f for f in factors if f & (f - 1)]
     assert inexact
     assert 2**bits <= min(inexact) < 2 ** (bits + 6)
+
+
+@pytest.mark.parametrize("top", [16, 1024, 65535])
+def test_thresholds_move_no_code_by_more_than_one_however_many_there_are(top):
+    layer = Linear(Array.of([[127]]), Array.of([0.37 / 127]))
+    code = Quantize(0.61803, 0, top)
+    wide = Quantize(0.5, -(2**15), 2**15 - 1)
+    lines = (("q", wide, "x"), ("r", Dequantize(), "q"), ("s", layer, "r"), ("y", code, "s"), ("z", Dequantize(), "y"))
+    x = np.linspace(-3000, 2**15, 4001)[:, None]
+    counts = [
+        interpreter.run(run(network(*lines, shape=(1,)), f"propagate-scales{{grid={grid}}}"), x, "*")["z"]
+        for grid in ("shift", "threshold")
+    ]
+    assert counts[0].max() > min(top, 1000) / 2
+    assert np.abs(counts[0] - counts[1]).max() <= 1
+
+
+def test_a_channel_that_hardly_moves_needs_no_wide_threshold():
+    layer = Linear(Array.of([[1], [100]]), Array.of([1e-22, 0.01]), Array.of([3.0, 0.0]))
+    lines = (
+        ("q", Quantize(0.5, -127, 127), "x"),
+        ("r", Dequantize(), "q"),
+        ("s", layer, "r"),
+        ("y", Quantize(0.7, 0, 64), "s"),
+        ("z", Dequantize(), "y"),
+    )
+    after = run(network(*lines, shape=(1,)), "propagate-scales{grid=threshold}")
+    found = interpreter.run(after, np.linspace(-60, 60, 41)[:, None], "z")["z"]
+    assert (found[:, 0] == 4).all()
+    assert found[:, 1].max() > 10
