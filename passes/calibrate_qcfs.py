@@ -17,6 +17,7 @@ from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
 from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._codes import enters
 from spir.passes._gains import keeps_channels
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
@@ -100,8 +101,7 @@ class CalibrateQcfs(Pass):
             return False
         if isinstance(node.op, Qcfs):
             return node.op.levels != self.steps
-        source = module.definitions.get(node.operands[0])
-        return isinstance(node.op, Clip) and source is not None and not source.op.host
+        return isinstance(node.op, Clip) and not enters(node, module)
 
     def _without_data(self, points: Iterable[Node]) -> None:
         """Other levels without calibration: not lossless, and only where the model has thresholds."""
