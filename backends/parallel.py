@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spir.backend import Backend
 from spir.backends.torch_ops._charging import Charge, Counting, Weighted, alone
 from spir.backends.torch_ops._device import absent, lossy, quiet
-from spir.backends.torch_ops._exactness import exact_dtype
+from spir.backends.torch_ops._exactness import exact_dtype, sum_dtype
 from spir.backends.torch_ops._lowering import Use
 from spir.backends.torch_ops.conv2d import Conv2dLowering
 from spir.backends.torch_ops.encode import EncodeLowering
@@ -328,10 +328,8 @@ def _arithmetic(node: Node, module: Module, ranges: Mapping[str, Ranges], device
         return None
     if not isinstance(node.op, LinearMap):
         return torch.int64
-    shapes = tuple(t.shape for t in types)
-    operands = [(ranges[name].value | ranges[name].frame).with_zero() for name in node.operands]
-    sums = node.op.bounds(shapes, *operands).magnitude  # with 0 in every operand no partial sum leaves the bounds
-    return exact_dtype(max(sums, *(operand.magnitude for operand in operands)), device)
+    operands = [ranges[name].value | ranges[name].frame for name in node.operands]
+    return sum_dtype(node.op, tuple(t.shape for t in types), operands, device)
 
 
 def _weighted(step: _Step, module: Module, device: torch.device) -> Weighted | None:

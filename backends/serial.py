@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spir.backend import Backend
 from spir.backends.torch_ops._device import absent, lossy, quiet
-from spir.backends.torch_ops._exactness import exact_dtype
+from spir.backends.torch_ops._exactness import sum_dtype
 from spir.backends.torch_ops._firing import Firing
 from spir.backends.torch_ops._lowering import Lowering, Use
 from spir.discovery import find, names
@@ -191,10 +191,8 @@ def _arithmetic(
         return torch.int64
     if node.op.relabels:
         return None
-    operands = [ranges[name].frame.with_zero() for name in node.operands]
-    shapes = tuple(t.shape for t in types)
-    sums = node.op.bounds(shapes, *operands).magnitude  # with 0 in every operand no partial sum leaves the bounds
-    return exact_dtype(max(sums, *(operand.magnitude for operand in operands)), device)
+    operands = [ranges[name].frame for name in node.operands]
+    return sum_dtype(node.op, tuple(t.shape for t in types), operands, device)
 
 
 def _carried(module: Module, chosen: Mapping[str, torch.dtype | None]) -> dict[str, torch.dtype | None]:

@@ -1,8 +1,7 @@
-"""Which values are codes of activations, and which nodes make codes of the input."""
+"""Which values are codes of activations."""
 
 from __future__ import annotations
 
-from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
 from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
@@ -23,9 +22,3 @@ def is_code(value: str, rewriter: Rewriter, *, pools: bool) -> bool:
         elif not isinstance(source.op, (Requant, Quantize)):
             return False
     return True
-
-
-def enters(node: Node, module: Module) -> bool:
-    """Whether a node reads the network's input, or what the host makes of it."""
-    source = module.definitions.get(node.operands[0])
-    return source is None or source.op.host

@@ -17,7 +17,6 @@ from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
 from spir.ops.shift import Shift
 from spir.options import option
-from spir.passes._codes import enters
 from spir.passes._gains import keeps_channels
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
@@ -101,7 +100,7 @@ class CalibrateQcfs(Pass):
             return False
         if isinstance(node.op, Qcfs):
             return node.op.levels != self.steps
-        return isinstance(node.op, Clip) and not enters(node, module)
+        return isinstance(node.op, Clip) and not module.enters(node)
 
     def _without_data(self, points: Iterable[Node]) -> None:
         """Other levels without calibration: not lossless, and only where the model has thresholds."""
@@ -148,8 +147,8 @@ class _Fit:
     """One activation while it is calibrated: psi ``[C]``, phi ``[C]`` or ``[1]``."""
 
     node: Node
-    levels: int
-    threshold: Reals
+    given: Qcfs
+    """What the node does, with the levels that it gets."""
     psi: Reals
     phi: Reals
     spikes: Reals | None = None
@@ -160,36 +159,26 @@ class _Fit:
         """With the shifts that the activation has, or none."""
         op, channels = node.op, node.type.shape[0]
         assert isinstance(op, (Clip, Qcfs))  # the caller asked
-        given = op if isinstance(op, Qcfs) else Qcfs(levels, op.hi)
+        if isinstance(op, Qcfs):
+            given = attrs.evolve(op, levels=levels)
+        else:
+            given = Qcfs(levels, op.hi, signed=bool((op.lo.values < 0).any()))
         known = [a.values for a in (given.threshold, given.phi) if a is not None]
         apart = channels if keeps_channels(node.result, module) else max(map(len, known))
         psi, phi = (np.zeros(1) if a is None else a.values for a in (given.psi, given.phi))
-        spread = np.broadcast_to(psi, (channels,)).copy(), np.broadcast_to(phi, (apart,)).copy()
-        return cls(node, levels, given.threshold.values, *spread)
-
-    @property
-    def own_psi(self) -> Reals:
-        """The shift that the given activation has."""
-        op = self.node.op
-        return np.zeros(1) if not isinstance(op, Qcfs) or op.psi is None else op.psi.values
-
-    @property
-    def signed(self) -> bool:
-        """Whether values lie on both sides of 0."""
-        op = self.node.op
-        return op.signed if isinstance(op, Qcfs) else bool((op.lo.values < 0).any())  # type: ignore[attr-defined]
+        return cls(node, given, np.broadcast_to(psi, (channels,)).copy(), np.broadcast_to(phi, (apart,)).copy())
 
     @property
     def qcfs(self) -> Qcfs:
         """The activation as it stands."""
         phi = Array.of(self.phi) if self.phi.any() else None
         psi = Array.of(self.psi) if self.psi.any() else None
-        return Qcfs(self.levels, Array.of(self.threshold), psi, phi, self.signed)
+        return attrs.evolve(self.given, psi=psi, phi=phi)
 
     @property
     def silent(self) -> str:
         """The channels without a spike."""
-        if self.spikes is None or self.signed:
+        if self.spikes is None or self.given.signed:
             return ""
         found = np.flatnonzero(self.spikes == 0)
         shown = ", ".join(map(str, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
@@ -200,11 +189,12 @@ class _Fit:
         """What both networks make of ``[2 n, *shape]`` values; ``settle`` on all of them, else one step of momentum."""
         given, own = [part[0::2] for part in parts], [part[1::2] for part in parts]
         error_in = _mean([a - b for a, b in zip(given, own, strict=True)], len(self.psi))
-        error_in = error_in + self.own_psi
+        if self.given.psi is not None:
+            error_in = error_in + self.given.psi.values
         self.psi = error_in if settle else MOMENTUM * self.psi + (1 - MOMENTUM) * error_in
         types = (self.node.type,)
         target = [np.asarray(self.node.op.reference(types, x), dtype=np.float64) for x in given]
-        if not self.signed:
+        if not self.given.signed:
             bare = attrs.evolve(self.qcfs, phi=None)
             height = _mean([np.asarray(bare.reference(types, x), dtype=np.float64) for x in own], len(self.phi))
             self.spikes = height if settle or self.spikes is None else self.spikes + height
@@ -219,7 +209,8 @@ class _Fit:
 
     def _phi(self, target: Reals, height: Reals, update: str, *, settle: bool) -> Reals:
         """The phi that makes ``height (1 + phi / theta)`` the target on average; one spike is never more than theta."""
-        share = height / self.threshold
+        theta, levels = self.given.threshold.values, self.given.levels
+        share = height / theta
         if settle:
             under = share if update == "integrating" else 1 + share
             phi = np.divide(target - height, under, out=np.zeros_like(height), where=height > 0)
@@ -228,7 +219,7 @@ class _Fit:
             kept = 1.0 if update == "integrating" else MOMENTUM
             assert self.spikes is not None  # the caller counts first
             phi = np.where(self.spikes > 0, kept * self.phi + (1 - MOMENTUM) * missed, 0.0)
-        return np.asarray(np.clip(phi, -self.threshold, (self.levels - 1) * self.threshold))
+        return np.asarray(np.clip(phi, -theta, (levels - 1) * theta))
 
 
 def _mean(parts: Sequence[Reals], groups: int) -> Reals:

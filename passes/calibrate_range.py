@@ -227,14 +227,15 @@ class CalibrateRange(Pass):
         reach = {name: np.maximum(-low, high) for name, (low, high) in ends.items()}
         for name, values in self._values(module, context, points):
             counts[name] = counts.get(name, 0) + histogram(values, reach[name])
-        found, entering = {}, _entering(module, _hosted(module))
+        found = {}
         for name, point in points.items():
             if point.moves:
                 found[name] = ends[name]
                 continue
             bits = self.bits or 8
             levels = 2 ** (bits - 1) - 1 if point.signed else 2**bits - 1
-            if self.levels is not None and name not in entering:
+            source = module.definitions.get(name)
+            if self.levels is not None and source is not None and not source.op.host:
                 levels = self.levels
             top = least_error(counts[name], reach[name], levels)
             found[name] = np.maximum(ends[name][0], -top), np.minimum(ends[name][1], top)

@@ -17,7 +17,6 @@ from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
 from spir.options import option
-from spir.passes._codes import enters
 from spir.passes._neurons import neuron_class
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import SORTED, Spikes
@@ -50,7 +49,7 @@ class DeriveThresholds(Pass):
             (n, n.op)
             for n in module.nodes
             if isinstance(n.op, (Requant, Quantize)) and self.selects(n)
-            if not (neuron.charged and enters(n, module))
+            if not (neuron.charged and module.enters(n))
         ]
         if not found:
             raise error(
@@ -68,10 +67,10 @@ class DeriveThresholds(Pass):
         for node in module.nodes:
             if not isinstance(node.op, Quantize):
                 continue
-            if neuron.charged and enters(node, module):
+            if neuron.charged and module.enters(node):
                 analogue = f"%{node.result} stays an integer, and layers that read it take an analogue current"
                 context.note(Diagnostic("E-ANALOG-IN", analogue).render("note"))
-            elif not enters(node, module):
+            elif not module.enters(node):
                 ties = f"%{node.result}: float sums meet float thresholds; ties may fall either way"
                 context.note(Diagnostic("E-FP-TIE", ties).render("note"))
         return Pass.run(self, module, context)
@@ -86,7 +85,7 @@ class DeriveThresholds(Pass):
                 return encoded(
                     node, integrated(operands[0], rewriter, node), neuron.derive(node.op, self.order), rewriter
                 )
-            case Quantize() if not enters(node, rewriter.module):
+            case Quantize() if not rewriter.module.enters(node):
                 code, name = rewriter.keep(node), rewriter.fresh(f"{node.result}.train")
                 spikes = rewriter.emit(neuron.derive(node.op, self.order), code, name=name, origin=node.origin)
                 count = rewriter.fresh(f"{node.result}.count")

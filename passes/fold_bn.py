@@ -71,7 +71,8 @@ def _compare(node: Node, module: Module, x: NDArray[Any], context: Context) -> N
     """Warns of data whose mean or spread, channel by channel, is far from what the model remembers of its training."""
     (operand,), op = node.operands, node.op
     assert isinstance(op, BatchNorm)  # the caller asked
-    parts = [batch[operand] for batch in context.evaluate(module, x, operand)]
+    before = Module(module.input, module.nodes[: module.nodes.index(node)], operand)
+    parts = [batch[operand] for batch in context.evaluate(before, x, operand)]
     values = np.concatenate(parts).swapaxes(0, 1).reshape(module.types[operand].shape[0], -1)
     if values.shape[1] < FEWEST:
         return

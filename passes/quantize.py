@@ -24,7 +24,6 @@ from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
-from spir.passes._codes import enters
 from spir.passes._gains import folded, shifted, sunk
 from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
@@ -97,7 +96,7 @@ class Quantize(Pass):
         op, each, rise, psi = self._quantiser(node, rewriter.module), np.ones(1), np.ones(1), None
         if isinstance(node.op, Qcfs):
             each, rise, psi = node.op.threshold.values / node.op.threshold.values.max(), node.op.rise, node.op.psi
-            if enters(node, rewriter.module) and ((each != 1).any() or op.scale != step):
+            if rewriter.module.enters(node) and ((each != 1).any() or op.scale != step):
                 raise error(
                     "E-SCALE",
                     f"%{node.result} gives the input unequal thresholds, and nothing multiplies before the network",
@@ -105,7 +104,7 @@ class Quantize(Pass):
                     fix="one threshold for an activation of the input, and no concatenation with others",
                 )
         # hardware has no gain before its input
-        gain = np.ones(1) if enters(node, rewriter.module) else np.array([short(g) for g in each * (op.scale / step)])
+        gain = np.ones(1) if rewriter.module.enters(node) else np.array([short(g) for g in each * (op.scale / step)])
         height = gain * rise
         before: list[tuple[str, Op]] = [] if psi is None else [("shifted", Shift(psi))]
         before += [("even", Scaling(Array.of(1 / gain)))] if (gain != 1).any() else []
@@ -134,7 +133,7 @@ class Quantize(Pass):
             return QuantizeOp(step, -node.op.levels * node.op.signed, node.op.levels)
         assert isinstance(node.op, Clip)  # the callers asked
         lo, hi = float(node.op.lo.values.min()), float(node.op.hi.values.max())
-        if lo < 0 or enters(node, module):
+        if lo < 0 or module.enters(node):
             top = 2 ** (self.bits - 1) - 1
             return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
         top = 2**self.bits - 1

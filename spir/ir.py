@@ -176,6 +176,11 @@ class Module:
         """The types of a node's operands."""
         return tuple(self.types[name] for name in node.operands)
 
+    def enters(self, node: Node) -> bool:
+        """Whether a node reads the input, or what the host makes of it."""
+        source = self.definitions.get(node.operands[0])
+        return source is None or source.op.host
+
     def arrays(self) -> dict[str, Array]:
         """Every constant under its printed name, ``result.field``."""
         return {f"{n.result}.{field}": array for n in self.nodes for field, array in n.op.arrays().items()}

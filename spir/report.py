@@ -198,14 +198,6 @@ def _passes_on(node: Node, module: Module) -> bool:
     return sums and any(isinstance(n.op, LinearMap) for n in module.readers[node.result])
 
 
-def _quantises_input(node: Node | None, module: Module) -> bool:
-    """Whether a node makes integers of the input, or of what the host makes of it; None is the input itself."""
-    if node is None:
-        return True
-    source = module.definitions.get(node.operands[0])
-    return isinstance(node.op, Quantize) and (source is None or source.op.host)
-
-
 def _activations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The activations that spike, those that do not, and the inputs that layers read without spikes."""
     spiking: list[str] = []
@@ -213,19 +205,18 @@ def _activations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...], tupl
     analogue: list[str] = []
     for node in module.nodes:
         readers, source = module.readers[node.result], module.definitions.get(node.operands[0])
-        entering = source is None or source.op.host
         match node.op:
             case Neuron():
                 spiking.append(node.result)
-            case Encode() if not _quantises_input(source, module):
+            case Encode() if source is not None and not (isinstance(source.op, Quantize) and module.enters(source)):
                 spiking.append(node.result)
             case Requant() if not any(isinstance(n.op, Encode) for n in readers):
                 left.append(node.result)
             case Relu() | Qcfs():
                 left.append(node.result)
-            case Clip() if not entering:
+            case Clip() if not module.enters(node):
                 left.append(node.result)
-            case Quantize() if _quantises_input(node, module):
+            case Quantize() if module.enters(node):
                 analogue += [node.result] if any(isinstance(n.op, LinearMap) for n in readers) else []
             case Quantize() if not any(isinstance(n.op, Encode) for n in readers):
                 left.append(node.result)

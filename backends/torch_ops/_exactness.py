@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import attrs
 import torch
 import torch.nn.functional as F
+
+from spir.ops._linear import LinearMap
+from spir.types import Interval, Shape
 
 EXACT_FLOAT32 = 2**24
 EXACT_FLOAT64 = 2**53
@@ -23,6 +26,14 @@ def exact_dtype(magnitude: int, device: torch.device) -> torch.dtype:
     if magnitude < EXACT_FLOAT32 and device.type == "cpu":
         return torch.float32
     return torch.float64 if magnitude < EXACT_FLOAT64 else torch.int64
+
+
+def sum_dtype(
+    op: LinearMap, shapes: tuple[Shape, ...], operands: Sequence[Interval], device: torch.device
+) -> torch.dtype:
+    """The fastest type that holds every partial sum of operands in proved ranges, and the operands."""
+    spans = [operand.with_zero() for operand in operands]  # so no partial sum leaves the bounds
+    return exact_dtype(max(op.bounds(shapes, *spans).magnitude, *(span.magnitude for span in spans)), device)
 
 
 @attrs.frozen(eq=False)
