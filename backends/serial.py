@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -104,31 +104,40 @@ class _Executable:
         with quiet(self.device):
             return dict(self._walk([torch.from_numpy(frame).to(self.device) for frame in frames], keep))
 
-    def steer(self, x: NDArray[Any], stops: str) -> Generator[tuple[str, Stored], Stored | None, None]:
+    def steer(self, x: NDArray[Any], stops: str) -> Iterator[tuple[str, Stored]]:
         """See `spir.backend.Steered`."""
-        walk, changed = self._walk([torch.from_numpy(self.module.input.type.read(x)).to(self.device)], stops), None
-        while True:
-            try:
-                with quiet(self.device):
-                    name, stored = walk.send(changed)
-            except StopIteration:
-                return
-            changed = (yield name, stored) if kept(name, stops) else None
+        frames = [torch.from_numpy(self.module.input.type.read(x)).to(self.device)]
+        walk = self._walk(frames, stops, steered=True)
+        for _ in range(sum(kept(name, stops) for name in self.module.types)):
+            yield self._resumed(walk)
 
-    def _walk(self, frames: list[torch.Tensor], keep: str) -> Generator[tuple[str, Stored], Stored | None, None]:
-        """What is kept, in order, and the output; a value that is sent back takes the place of the one yielded."""
+    def _resumed(self, walk: Iterator[tuple[str, Stored]]) -> tuple[str, Stored]:
+        with quiet(self.device):
+            return next(walk)
+
+    def _walk(self, frames: list[torch.Tensor], keep: str, *, steered: bool = False) -> Iterator[tuple[str, Stored]]:
+        """What is kept, in order, and the output; ``steered`` goes on with what the caller has made of each."""
         source, output = self.module.input, self.module.output
         values: dict[str, Frames] = {source.name: frames}
         if kept(source.name, keep) or source.name == output:
-            yield source.name, _stored(source.type, frames)
+            stored = _stored(source.type, frames)
+            yield source.name, stored
+            if steered:
+                values[source.name] = [torch.from_numpy(stored).to(self.device)]
         for step in self.steps:
             node, name = step.node, step.node.result
             made = step.lowering.steps(*(iter(values[operand]) for operand in node.operands))
             passed = (frame if step.carried is None else frame.to(step.carried) for frame in made)
             shown = kept(name, keep) or name == output
             values[name] = passed if name in self.flowing and not shown else (held := list(passed))
-            if shown and (changed := (yield name, _stored(node.type, held))) is not None:
-                values[name] = [torch.from_numpy(changed).to(self.device)]
+            if shown:
+                stored = _stored(node.type, held)
+                if steered:
+                    del held, values[name]
+                yield name, stored
+                if steered:
+                    values[name] = [torch.from_numpy(stored).to(self.device)]
+                del stored
             for operand in self.forgotten[name]:
                 del values[operand]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import attrs
@@ -11,15 +12,17 @@ import numpy as np
 
 from spir.contracts import Calibrated, Contract
 from spir.errors import Diagnostic, SpirError, SpirWarning, error, raise_all
-from spir.ir import Array, Module, Node
+from spir.ir import Array, Module, Node, Op
 from spir.ops.clip import Clip
 from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
+from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
 from spir.passes._gains import keeps_channels
+from spir.passes._refit import refitted, sites
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import Real, Reals
+from spir.types import Real, Reals, Stored
 
 MOMENTUM = 0.99
 """Of ``order = joint``."""
@@ -29,12 +32,16 @@ MOMENTUM = 0.99
 class CalibrateQcfs(Pass):
     """clip{0, theta}, qcfs{L} -> qcfs{T, theta, psi, phi}, psi and phi one a channel: DA-QCFS.
 
-    Two networks run side by side, the given one and the one of T levels. At every activation psi becomes the mean
-    error of what comes in, and phi makes the mean error of what goes out vanish. ``order = sequential`` finishes each
-    activation on all data before the next one sees it: both means are exact. ``joint`` goes batch by batch with
-    momentum 0.99, as published. ``update = paper`` is the published rule for phi, which leaves a mean error as large as
-    phi itself; ``integrating`` leaves none. Signed activations get psi alone. A channel that never spikes at level T
-    keeps phi = 0 and is named. QCFS of T levels stay as they are: T = L is lossless (theorem PC-1).
+    Two networks run side by side, the given one and the one of T levels; in the given one calibrated clips let through
+    all that the data reached before. At every activation psi becomes the mean error of what comes in, and phi makes the
+    mean error of what goes out vanish. ``order = sequential`` finishes each activation on all data before the next one
+    sees it: both means are exact. ``joint`` goes batch by batch with momentum 0.99, as published. ``update = paper`` is
+    the published rule for phi, which leaves a mean error as large as phi itself; ``integrating`` leaves none. Signed
+    activations get psi alone. A channel that never spikes at level T keeps phi = 0 and is named. QCFS of T levels stay
+    as they are: T = L is lossless (theorem PC-1).
+
+    ``weights = refit`` goes past the paper: before psi, convolutions and linear layers with float weights take those
+    that bring their sums nearest to the given network's (ridge regression on the same data; nothing is trained).
 
     Source: Hao et al. 2412.13610, eq 9 and algorithm 1 (confirmed in the authors' code; the fixed points are derived).
     """
@@ -43,6 +50,7 @@ class CalibrateQcfs(Pass):
     steps: int = option(4, "T: the levels of every activation, and the steps of a train", ge=1, le=65536)
     update: str = option("integrating", "the rule for phi", one_of=("integrating", "paper"))
     order: str = option("sequential", "one activation after the other, or all", one_of=("sequential", "joint"))
+    weights: str = option("keep", "the layers' weights: as they are, or fitted", one_of=("keep", "refit"))
     batch: int | None = option(None, "samples a batch, for order = joint: 32", ge=1)
     epochs: int | None = option(None, "how often order = joint goes through the data: once", ge=1)
 
@@ -54,6 +62,8 @@ class CalibrateQcfs(Pass):
         """Refuses activations without a range; then calibrates on all data."""
         if self.order == "sequential" and (self.batch or self.epochs):
             raise error("option", f"{self.name}: order=sequential takes no batch or epochs", fix="order=joint")
+        if self.order == "joint" and self.weights == "refit":
+            raise error("option", f"{self.name}: order=joint fits no weights", fix="order=sequential, or weights=keep")
         raise_all(refusal for node in module.nodes if (refusal := self._refusal(node, module)) is not None)
         points = {n.result: n for n in module.nodes if self._is_point(n, module)}
         known = [n for n in module.nodes if isinstance(n.op, Qcfs)]
@@ -66,13 +76,12 @@ class CalibrateQcfs(Pass):
         if context.data is None and points:
             self._without_data(points.values())
         found = {name: _Fit.of(node, module, self.steps) for name, node in points.items()}
-        if context.data is not None and points:
-            self._calibrate(found, module, context)
+        layers = {} if context.data is None or not points else self._calibrate(found, module, context)
         rewriter = Rewriter(module, self.name)
         for node in module.nodes:
             fit = found.get(node.result)
             if fit is None:
-                rewriter.keep(node)
+                rewriter.keep(layers.get(node.result, node))
                 continue
             operand = rewriter.now(node.operands[0])
             rewriter.emit(fit.qcfs, operand, name=node.result, origin=node.origin)
@@ -113,8 +122,12 @@ class CalibrateQcfs(Pass):
         advice = "give calibration data, or take as many steps as the model has levels"
         warnings.warn(SpirWarning(finding.note("fix", advice)), stacklevel=2)
 
-    def _calibrate(self, found: dict[str, _Fit], module: Module, context: Context) -> None:
-        """Both networks side by side: even samples pass the given activations, odd ones those of T levels."""
+    def _calibrate(self, found: Mapping[str, _Fit], module: Module, context: Context) -> Mapping[str, Node]:
+        """Both networks side by side: even samples pass the given activations, odd ones those of T levels.
+
+        Returns:
+            The layers that get other weights.
+        """
         rewriter = Rewriter(module, self.name)
         for node in module.nodes:
             if node.result in found:
@@ -126,14 +139,40 @@ class CalibrateQcfs(Pass):
         assert context.data is not None  # the caller asked
         twice = np.repeat(context.data, 2, axis=0)
 
-        def visit(name: str, parts: list[Reals]) -> list[Reals]:
-            return found[name].visit(parts, self.update, settle=self.order == "sequential")
+        places = {p: n for p, n in sites(module).items() if self.selects(n)} if self.weights == "refit" else {}
+        readers = Counter(node.operands[0] for node in places.values())
+        read: dict[str, list[Reals]] = {}
+        layers: dict[str, Node] = {}
 
-        stops = "|".join(found)
+        def visit(name: str, parts: list[Reals]) -> None:
+            if (layer := places.get(name)) is not None:
+                (operand,) = layer.operands
+                made = refitted(layer, read[operand], parts, rectified=_rectified(name, module, found))
+                if made is not None:
+                    layers[layer.result] = attrs.evolve(made, origin=made.origin.then(self.name))
+                readers[operand] -= 1
+                if not readers[operand]:
+                    del read[operand]
+            if name in found:
+                found[name].visit(parts, self.update, settle=self.order == "sequential")
+            if name in readers:
+                read[name] = [part[1::2].copy() for part in parts]
+
+        stops = "|".join({*found, *places, *readers})
         if self.order == "sequential":
             context.steer(bare, twice, stops, visit)
         for _ in range((self.epochs or 1) if self.order == "joint" else 0):
             context.steer(bare, twice, stops, visit, batch=2 * (self.batch or 32))
+        return layers
+
+
+def _rectified(name: str, module: Module, found: Mapping[str, _Fit]) -> bool:
+    """Whether an activation from 0 up is all that reads a value, behind gains that calibration puts there."""
+    while len(readers := module.readers[name]) == 1 and isinstance(gain := readers[0].op, Scaling):
+        if (gain.factor.values <= 0).any():
+            return False
+        name = readers[0].result
+    return len(readers) == 1 and (fit := found.get(readers[0].result)) is not None and not fit.given.signed
 
 
 def _lopsided(op: Clip) -> bool:
@@ -176,6 +215,12 @@ class _Fit:
         return attrs.evolve(self.given, psi=psi, phi=phi)
 
     @property
+    def _aim(self) -> Op:
+        """What the node did before its range was calibrated."""
+        op = self.node.op
+        return attrs.evolve(op, hi=op.reach) if isinstance(op, Clip) and op.reach is not None else op
+
+    @property
     def silent(self) -> str:
         """The channels without a spike."""
         if self.spikes is None or self.given.signed:
@@ -185,27 +230,24 @@ class _Fit:
         every = "its channels" if len(self.spikes) == 1 else f"channels {shown}"
         return every if found.size else ""
 
-    def visit(self, parts: list[Reals], update: str, *, settle: bool) -> list[Reals]:
+    def visit(self, parts: list[Reals], update: str, *, settle: bool) -> None:
         """What both networks make of ``[2 n, *shape]`` values; ``settle`` on all of them, else one step of momentum."""
-        given, own = [part[0::2] for part in parts], [part[1::2] for part in parts]
-        error_in = _mean([a - b for a, b in zip(given, own, strict=True)], len(self.psi))
+        error_in = _mean((part[0::2] - part[1::2] for part in parts), len(self.psi))
         if self.given.psi is not None:
             error_in = error_in + self.given.psi.values
         self.psi = error_in if settle else MOMENTUM * self.psi + (1 - MOMENTUM) * error_in
-        types = (self.node.type,)
-        target = [np.asarray(self.node.op.reference(types, x), dtype=np.float64) for x in given]
+        types, aim = (self.node.type,), self._aim
+        for part in parts:
+            part[0::2] = aim.reference(types, part[0::2])
         if not self.given.signed:
             bare = attrs.evolve(self.qcfs, phi=None)
-            height = _mean([np.asarray(bare.reference(types, x), dtype=np.float64) for x in own], len(self.phi))
+            height = _mean((bare.reference(types, part[1::2]) for part in parts), len(self.phi))
             self.spikes = height if settle or self.spikes is None else self.spikes + height
-            self.phi = self._phi(_mean(target, len(self.phi)), height, update, settle=settle)
+            target = _mean((part[0::2] for part in parts), len(self.phi))
+            self.phi = self._phi(target, height, update, settle=settle)
         made = self.qcfs
-        result = []
-        for part, goal, x in zip(parts, target, own, strict=True):
-            both = np.empty_like(part)
-            both[0::2], both[1::2] = goal, made.reference(types, x)
-            result.append(both)
-        return result
+        for part in parts:
+            part[1::2] = made.reference(types, part[1::2])
 
     def _phi(self, target: Reals, height: Reals, update: str, *, settle: bool) -> Reals:
         """The phi that makes ``height (1 + phi / theta)`` the target on average; one spike is never more than theta."""
@@ -222,10 +264,11 @@ class _Fit:
         return np.asarray(np.clip(phi, -theta, (levels - 1) * theta))
 
 
-def _mean(parts: Sequence[Reals], groups: int) -> Reals:
+def _mean(parts: Iterable[Stored], groups: int) -> Reals:
     """The mean of each channel ``[C]``, or of all ``[1]``, over parts ``[n, *shape]``: sums and counts add up."""
-    axes = tuple(axis for axis in range(parts[0].ndim) if axis != 1)
-    total = sum(part.sum(axis=axes) for part in parts)
-    count = sum(part.size for part in parts) / parts[0].shape[1]
+    total, count = np.zeros(1), 0
+    for part in parts:
+        total = total + part.sum(axis=tuple(axis for axis in range(part.ndim) if axis != 1))
+        count += part.size // part.shape[1]
     mean = np.asarray(total / count)
     return mean if groups > 1 else mean.mean(keepdims=True)

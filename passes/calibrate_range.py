@@ -146,7 +146,7 @@ class CalibrateRange(Pass):
                 raise error("option", what, fix=f"method=mse, or no {label}")
         hosted, rewriter = _hosted(module), Rewriter(module, self.name)
         points = self._points(module, hosted)
-        ends = self._measure(module, context, points)
+        ends, reach = self._measure(module, context, points)
         live = max((float(np.max(np.maximum(-low, high))) for low, high in ends.values()), default=0.0) or 1.0
         source = module.input.name
         if source in points:
@@ -160,7 +160,7 @@ class CalibrateRange(Pass):
             elif point is None or point.signed:
                 rewriter.keep(node)
             else:
-                self._clip(node, point, ends[node.result], live, rewriter)
+                self._clip(node, point, ends[node.result], reach[node.result], live, rewriter)
                 _note_narrow(node.result, point, ends[node.result], context)
             if point is not None and point.signed:
                 low, high = _around(ends[node.result], live)
@@ -185,7 +185,7 @@ class CalibrateRange(Pass):
         rewriter.replace(value, rewriter.emit(clip, value, name=rewriter.fresh(f"{value}.clip"), origin=origin))
 
     @staticmethod
-    def _clip(node: Node, point: _Point, ends: Ends, live: float, rewriter: Rewriter) -> None:
+    def _clip(node: Node, point: _Point, ends: Ends, reach: Reals, live: float, rewriter: Rewriter) -> None:
         """The activation as a clip, between gains and shifts where it needs them."""
         base = np.maximum(point.lo, ends[0]) if point.moves else np.zeros(1)
         top = ends[1] - base
@@ -199,14 +199,19 @@ class CalibrateRange(Pass):
         if (gain != 1).any():
             before.append(("even", Scaling(Array.of(1 / gain))))
             after.insert(0, ("gained", Scaling(Array.of(gain))))
-        chain: list[tuple[str, Op]] = [*before, ("clip", Clip(Array.of([0.0]), Array.of([whole]))), *after]
+        own = np.minimum(reach, point.hi) - base
+        most = np.broadcast_to(own, np.broadcast_shapes(own.shape, gain.shape)) / gain
+        clip = Clip(Array.of([0.0]), Array.of([whole]), Array.of(most) if (most > whole).any() else None)
+        chain: list[tuple[str, Op]] = [*before, ("clip", clip), *after]
         value = rewriter.now(node.operands[0])
         for word, op in chain:
             name = node.result if op is chain[-1][1] else rewriter.fresh(f"{node.result}.{word}")
             value = rewriter.emit(op, value, name=name, origin=node.origin)
 
-    def _measure(self, module: Module, context: Context, points: Mapping[str, _Point]) -> dict[str, Ends]:
-        """The ends ``[G]`` of every value."""
+    def _measure(
+        self, module: Module, context: Context, points: Mapping[str, _Point]
+    ) -> tuple[dict[str, Ends], dict[str, Reals]]:
+        """The ends ``[G]`` of every value, and how far it reached beyond them."""
         assert context.data is not None  # run refused
         inside = (self.percentile or 99.99) if self.method == "percentile" else 100
         outside = 1 - Fraction(str(inside)) / 100  # as the decimal reads
@@ -217,7 +222,8 @@ class CalibrateRange(Pass):
             tails[name] = tails[name].merge(tail, keep) if name in tails else tail
         plain = {name for name, point in points.items() if point.signed or point.moves}
         ends = {name: tail.ends if name in plain else tail.live for name, tail in tails.items()}
-        return self._fitted(module, context, points, ends) if self.method == "mse" else ends
+        found = self._fitted(module, context, points, ends) if self.method == "mse" else ends
+        return found, {name: tail.largest[:, -1] for name, tail in tails.items()}
 
     def _fitted(
         self, module: Module, context: Context, points: Mapping[str, _Point], ends: Mapping[str, Ends]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -46,8 +46,8 @@ class Packing(Executable, Protocol):
 class Steered(Executable, Protocol):
     """An executable of reals that stops at values and goes on with what the caller makes of them."""
 
-    def steer(self, x: NDArray[Any], stops: str) -> Generator[tuple[str, Stored], Stored | None, None]:
-        """Runs ``x``, yields name and value of whatever matches ``stops``, in order, and takes what is sent instead.
+    def steer(self, x: NDArray[Any], stops: str) -> Iterator[tuple[str, Stored]]:
+        """Runs ``x`` and yields name and value of whatever matches ``stops``, in order; callers change it in place.
 
         Raises:
             SpirError[data]: an input of the wrong shape, type or range.

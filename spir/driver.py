@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,7 +127,7 @@ class Context:
         module: Module,
         x: NDArray[Any],
         stops: str,
-        visit: Callable[[str, list[Reals]], list[Reals]],
+        visit: Callable[[str, list[Reals]], None],
         *,
         batch: int | None = None,
     ) -> None:
@@ -137,19 +137,9 @@ class Context:
         size = max(2, _at_once(executable, module, stops) // 2 * 2)
         for samples in (x,) if batch is None else cut(module, x, batch):
             walks = [executable.steer(part, stops) for part in cut(module, samples, size)]
-            found = [next(walk, None) for walk in walks]
-            while here := [stop for stop in found if stop is not None]:
-                name = here[0][0]
-                changed = visit(name, [np.asarray(values, dtype=np.float64) for _, values in here])
-                found = [_onwards(walk, values) for walk, values in zip(walks, changed, strict=True)]
-
-
-def _onwards(walk: Generator[tuple[str, Stored], Stored | None, None], values: Stored) -> tuple[str, Stored] | None:
-    """The next stop, or None at the end."""
-    try:
-        return walk.send(values)
-    except StopIteration:
-        return None
+            while here := [stop for walk in walks if (stop := next(walk, None)) is not None]:
+                visit(here[0][0], [np.asarray(values, dtype=np.float64) for _, values in here])
+                here.clear()  # or memory holds these and the next ones
 
 
 @attrs.frozen(eq=False, repr=False)

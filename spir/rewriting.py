@@ -46,14 +46,14 @@ class Context(Protocol):
         module: Module,
         x: NDArray[Any],
         stops: str,
-        visit: Callable[[str, list[Reals]], list[Reals]],
+        visit: Callable[[str, list[Reals]], None],
         *,
         batch: int | None = None,
     ) -> None:
         """Runs a module of reals, and at every value that matches ``stops`` goes on with what ``visit`` makes of it.
 
-        ``visit(name, parts)`` sees the values ``[n, *shape]`` of all samples, in parts of an even number. All samples
-        wait for each other; with ``batch`` only those of a batch do.
+        ``visit(name, parts)`` changes the values ``[n, *shape]`` of all samples in place, in parts of an even number.
+        All samples wait for each other; with ``batch`` only those of a batch do.
         """
 
 

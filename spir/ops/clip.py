@@ -16,19 +16,23 @@ from spir.types import Real, Stored, Tensor
 
 @attrs.frozen
 class Clip(Op):
-    """``clamp(x, lo, hi)``, bounds ``[1]`` or ``[C]``: the range that `quantize` will divide into steps."""
+    """``clamp(x, lo, hi)``, bounds ``[1]`` or ``[C]``: the range that `quantize` will divide into steps.
+
+    ``reach``, ``[1]`` or ``[C]``, remembers how far values went before calibration took ``hi``; it clips nothing.
+    """
 
     name: ClassVar[str] = "clip"
     lo: Array
     hi: Array
+    reach: Array | None = None
 
     def infer(self, *types: Tensor) -> Tensor:
         """Reals stay reals."""
         (x,) = types
         if not isinstance(x.encoding, Real):
             raise error("type", f"works on reals, not {x.encoding}", fix="calibrate-range before quantize")
-        for array in (self.lo, self.hi):
-            if array.values.shape not in ((1,), (x.shape[0],)):
+        for array in (self.lo, self.hi, self.reach):
+            if array is not None and array.values.shape not in ((1,), (x.shape[0],)):
                 raise error("type", f"bounds of shape {list(array.values.shape)} are not [1] or [{x.shape[0]}]")
         if (self.lo.values > self.hi.values).any():
             raise error("type", "a lower bound lies above its upper bound")

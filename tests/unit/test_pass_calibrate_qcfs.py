@@ -10,12 +10,15 @@ import pytest
 
 from spir import driver, interpreter, pipeline
 from spir.errors import SpirWarning
-from spir.ir import Array, Module
+from spir.ir import Array, Module, Op
+from spir.ops.add import Add
 from spir.ops.clip import Clip
+from spir.ops.conv2d import Conv2d
 from spir.ops.linear import Linear
 from spir.ops.permute import Permute
 from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
+from spir.passes._refit import refitted, sites
 from spir.types import Reals
 from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of, refusal, run, shown, text_of
 
@@ -152,6 +155,145 @@ def test_channels_that_mix_share_one_phi():
 
 
 # joint order
+
+
+# weights
+
+
+def planted(rng: np.random.Generator, op: Conv2d | Linear) -> Conv2d | Linear:
+    """Other weights and a bias."""
+    outputs = len(op.weight.values)
+    return attrs.evolve(
+        op, weight=Array.of(rng.standard_normal(op.weight.values.shape)), bias=Array.of(rng.standard_normal(outputs))
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "fields"),
+    [
+        ((3, 6, 7), (4, 3, 3, 2), {"padding": (1, 0, 2, 1), "stride": (2, 1)}),
+        ((4, 7, 6), (6, 2, 2, 3), {"groups": 2, "dilation": (2, 1)}),
+        ((5, 6, 6), (5, 1, 3, 3), {"groups": 5, "padding": (1, 1, 1, 1)}),
+        ((7,), (3, 7), {}),
+    ],
+    ids=["strided", "grouped and dilated", "depthwise", "linear"],
+)
+@pytest.mark.parametrize("parts", [1, 9], ids=["in one part", "a sample a part"])
+def test_a_linear_miss_is_made_up_for_whatever_the_window(shape, weight, fields, parts):
+    rng = np.random.default_rng(3)
+    op = (Linear if len(shape) == 1 else Conv2d)(Array.of(rng.standard_normal(weight)), **fields)
+    node = network(("a", op, "x"), shape=shape).nodes[0]
+    more, x = planted(rng, op), rng.standard_normal((36, *shape))
+    whole = op.apply(x, real=True)
+    sums = np.repeat(whole, 2, axis=0)
+    sums[0::2] += more.apply(x, real=True)
+    cut = [np.array(part) for part in np.split(sums, parts)]
+    made = refitted(node, np.split(x, parts), cut, rectified=False)
+    assert made is not None
+    np.testing.assert_allclose(made.op.weight.values, op.weight.values + more.weight.values, atol=2e-3)
+    np.testing.assert_allclose(made.op.bias.values, more.bias.values, atol=2e-3)
+    np.testing.assert_allclose(np.concatenate(cut)[1::2], made.op.apply(x, real=True), atol=1e-12)
+
+
+def test_noise_that_one_half_of_the_samples_cannot_foretell_leaves_the_weights():
+    rng = np.random.default_rng(5)
+    op = Linear(Array.of(rng.standard_normal((2, 30))))
+    node = network(("a", op, "x"), shape=(30,)).nodes[0]
+    x = rng.standard_normal((40, 30))
+    sums = np.repeat(op.apply(x, real=True), 2, axis=0)
+    sums[0::2] += rng.standard_normal((40, 2))
+    made = refitted(node, [x], [sums.copy()], rectified=False)
+    assert made is not None
+    assert np.abs(made.op.weight.values - op.weight.values).max() < 0.1  # a plain fit would move them by 0.4
+    means_missed = (sums[0::2] - sums[1::2]).mean(axis=0)
+    np.testing.assert_allclose(made.op.bias.values, means_missed, atol=0.1)
+
+
+def test_where_both_networks_stay_silent_a_rectified_sum_misses_nothing():
+    """Of two inputs one drives both sums far below 0, by different amounts: that must not cost the other one."""
+    op = Linear(Array.of([[1.0, -8.0]]))
+    node = network(("a", op, "x"), shape=(2,)).nodes[0]
+    rng = np.random.default_rng(6)
+    x = np.stack([rng.uniform(0, 1, 200), rng.integers(0, 2, 200)], axis=1)
+    own = op.apply(x, real=True)
+    given = 1.2 * x[:, :1] - 8.0 * x[:, 1:] - 30 * x[:, 1:] * rng.uniform(0, 1, (200, 1))
+    errors = []
+    for rectified in (False, True):
+        sums = np.empty((400, 1))
+        sums[0::2], sums[1::2] = given, own
+        refitted(node, [x], [sums], rectified=rectified)
+        errors.append(float(((np.maximum(sums[0::2], 0) - np.maximum(sums[1::2], 0)) ** 2).sum()))
+    assert errors[1] < errors[0] / 10
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_nothing_is_fitted_where_nothing_is_missed_or_one_sample_is_all(samples):
+    op = Linear(Array.of([[1.0, 2.0]]))
+    node = network(("a", op, "x"), shape=(2,)).nodes[0]
+    x = np.ones((samples, 2))
+    sums = np.repeat(op.apply(x, real=True), 2, axis=0)
+    if samples == 1:
+        sums[0] += 1
+    assert refitted(node, [x], [sums], rectified=False) is None
+
+
+def test_refitted_weights_bring_sums_nearer_and_spare_what_nothing_was_missed_at():
+    given, x = trained(8), images(60)
+    kept, refit = (run(given, f"calibrate-qcfs{{steps=2, weights={w}}}", x) for w in ("keep", "refit"))
+    assert op_of(refit, "a") == op_of(given, "a")
+    assert all(op_of(kept, name) == op_of(given, name) for name in "aceg")
+    for name in "ceg":
+        assert op_of(refit, name) != op_of(given, name)
+        far, near = (squares(after, given, x, name) for after in (kept, refit))
+        assert near < far
+
+
+def squares(module: Module, given: Module, x: Reals, name: str) -> float:
+    """How far a value is from the given network's."""
+    a, b = (np.asarray(interpreter.run(m, x, name)[name], dtype=np.float64) for m in (module, given))
+    return float(((a - b) ** 2).sum())
+
+
+def test_a_branch_that_is_added_is_made_up_for_too():
+    """Behind the skip the sum of both is met, though only one branch has weights there."""
+    given = network(
+        ("a", conv(3), "x"),
+        ("b", Qcfs(9, Array.of([2.0])), "a"),
+        ("c", conv(3, 3, kernel=1, seed=4), "b"),
+        ("d", Qcfs(9, Array.of([2.0])), "c"),
+        ("e", conv(3, 3, kernel=1, seed=8), "d"),
+        ("s", Add(), "e b"),
+        ("f", Qcfs(9, Array.of([3.0])), "s"),
+        ("g", conv(2, 3, kernel=1, seed=9), "f"),
+    )
+    assert {place: node.result for place, node in sites(given).items()} == {"a": "a", "c": "c", "s": "e", "g": "g"}
+    x = images(60)
+    kept, refit = (run(given, f"calibrate-qcfs{{steps=2, weights={w}}}", x) for w in ("keep", "refit"))
+    assert squares(refit, given, x, "s") < squares(kept, given, x, "s")
+
+
+def test_layers_that_are_not_asked_for_keep_their_weights():
+    after = run(trained(8), 'calibrate-qcfs{steps=2, weights=refit, layers="net.d|net.e"}', images())
+    assert [name for name in "aceg" if op_of(after, name) != op_of(trained(8), name)] == ["e"]
+
+
+def test_errors_are_measured_against_all_that_a_calibrated_range_had_before():
+    """Ten values up to 1 and one of 10: the clip of least error stands below 10, and the target does not."""
+    x = np.array([[0.1 * i] for i in range(1, 40)] + [[10.0]])
+    module = network(("a", Linear(Array.of([[1.0]])), "x"), ("b", Relu(), "a"), shape=(1,))
+    ranged = run(module, "calibrate-range{method=mse, levels=4}", x)
+    clip = op_of(ranged, "b")
+    assert clip.hi.values < clip.reach.values == 10.0
+    after = run(ranged, "calibrate-qcfs{steps=4}", x)
+    wide = attrs.evolve(clip, hi=clip.reach, reach=None)
+    relu = run(replaced(ranged, "b", wide), "calibrate-qcfs{steps=4}", x)
+    narrow = run(replaced(ranged, "b", attrs.evolve(clip, reach=None)), "calibrate-qcfs{steps=4}", x)
+    assert op_of(after, "b").threshold == clip.hi != op_of(relu, "b").threshold
+    assert op_of(after, "b").phi.values > op_of(narrow, "b").phi.values
+
+
+def replaced(module: Module, name: str, op: Op) -> Module:
+    return attrs.evolve(module, nodes=tuple(attrs.evolve(n, op=op) if n.result == name else n for n in module.nodes))
 
 
 def hand_written(module: Module, x: Reals, steps: int, batch: int, epochs: int) -> dict[str, tuple[Reals, Reals]]:
