@@ -109,11 +109,11 @@ class _Executable:
         frames = [torch.from_numpy(self.module.input.type.read(x)).to(self.device)]
         walk = self._walk(frames, stops, steered=True)
         for _ in range(sum(kept(name, stops) for name in self.module.types)):
-            yield self._resumed(walk)
+            yield self._resumed(walk, stops)
 
-    def _resumed(self, walk: Iterator[tuple[str, Stored]]) -> tuple[str, Stored]:
+    def _resumed(self, walk: Iterator[tuple[str, Stored]], stops: str) -> tuple[str, Stored]:
         with quiet(self.device):
-            return next(walk)
+            return next(stop for stop in walk if kept(stop[0], stops))
 
     def _walk(self, frames: list[torch.Tensor], keep: str, *, steered: bool = False) -> Iterator[tuple[str, Stored]]:
         """What is kept, in order, and the output; ``steered`` goes on with what the caller has made of each."""

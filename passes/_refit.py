@@ -17,6 +17,8 @@ from spir.types import Real, Reals
 
 PENALTIES = (math.inf, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """What may hold the weights near those given, in mean squares of the columns; with the first only the bias moves."""
+WIDEST = 4608
+"""Inputs of an output, at most: the work grows with their third power. 512 channels under a 3x3 kernel."""
 BLOCK = 2**24
 """Elements of the columns that stand in memory at once."""
 
@@ -32,12 +34,18 @@ def sites(module: Module) -> Mapping[str, Node]:
             continue
         place = node.result
         while place != module.output and isinstance(node.type.encoding, Real):
-            (first, *others) = module.readers[place]
-            if others or not isinstance(first.op, Add):
+            readers = module.readers[place]
+            if len(readers) != 1 or not isinstance(readers[0].op, Add) or readers[0].operands.count(place) > 1:
                 break
-            place = first.result
+            place = readers[0].result
         found[node.result if place in found else place] = node
     return found
+
+
+def columns(node: Node) -> int:
+    """Inputs of one output of a layer."""
+    assert isinstance(node.op, (Conv2d, Linear))  # what `sites` finds
+    return math.prod(node.op.weight.values.shape[1:])
 
 
 def refitted(node: Node, operand: Sequence[Reals], sums: Sequence[Reals], *, rectified: bool) -> Node | None:

@@ -20,7 +20,7 @@ from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
 from spir.passes._gains import keeps_channels
-from spir.passes._refit import refitted, sites
+from spir.passes._refit import WIDEST, columns, refitted, sites
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals, Stored
 
@@ -115,6 +115,8 @@ class CalibrateQcfs(Pass):
         """Other levels without calibration: not lossless, and only where the model has thresholds."""
         if any(not isinstance(node.op, Qcfs) for node in points):
             raise error("data", f"{self.name} needs calibration data", fix="give data=images, or --data in a shell")
+        if self.weights == "refit":
+            raise error("data", f"{self.name}: weights are fitted to data", fix="give data=images, or weights=keep")
         trained = sorted({node.op.levels for node in points if isinstance(node.op, Qcfs)})
         finding = Diagnostic(
             "E-T-NE-L", f"T = {self.steps} steps for L = {', '.join(map(str, trained))} levels are not lossless"
@@ -139,7 +141,7 @@ class CalibrateQcfs(Pass):
         assert context.data is not None  # the caller asked
         twice = np.repeat(context.data, 2, axis=0)
 
-        places = {p: n for p, n in sites(module).items() if self.selects(n)} if self.weights == "refit" else {}
+        places = self._layers(bare, context) if self.weights == "refit" else {}
         readers = Counter(node.operands[0] for node in places.values())
         read: dict[str, list[Reals]] = {}
         layers: dict[str, Node] = {}
@@ -147,7 +149,7 @@ class CalibrateQcfs(Pass):
         def visit(name: str, parts: list[Reals]) -> None:
             if (layer := places.get(name)) is not None:
                 (operand,) = layer.operands
-                made = refitted(layer, read[operand], parts, rectified=_rectified(name, module, found))
+                made = refitted(layer, read[operand], parts, rectified=_rectified(name, bare, found))
                 if made is not None:
                     layers[layer.result] = attrs.evolve(made, origin=made.origin.then(self.name))
                 readers[operand] -= 1
@@ -164,6 +166,14 @@ class CalibrateQcfs(Pass):
         for _ in range((self.epochs or 1) if self.order == "joint" else 0):
             context.steer(bare, twice, stops, visit, batch=2 * (self.batch or 32))
         return layers
+
+    def _layers(self, module: Module, context: Context) -> dict[str, Node]:
+        """The layers to fit, by the value where their sums are complete; others are named."""
+        found = {place: node for place, node in sites(module).items() if self.selects(node)}
+        wide = [node for node in found.values() if columns(node) > WIDEST]
+        for node in wide:
+            context.note(f"%{node.result} keeps its weights: {columns(node)} inputs of an output, {WIDEST} are fitted")
+        return {place: node for place, node in found.items() if node not in wide}
 
 
 def _rectified(name: str, module: Module, found: Mapping[str, _Fit]) -> bool:

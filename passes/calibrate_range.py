@@ -199,9 +199,11 @@ class CalibrateRange(Pass):
         if (gain != 1).any():
             before.append(("even", Scaling(Array.of(1 / gain))))
             after.insert(0, ("gained", Scaling(Array.of(gain))))
-        own = np.minimum(reach, point.hi) - base
-        most = np.broadcast_to(own, np.broadcast_shapes(own.shape, gain.shape)) / gain
-        clip = Clip(Array.of([0.0]), Array.of([whole]), Array.of(most) if (most > whole).any() else None)
+        before_it = node.op.reach if isinstance(node.op, Clip) else None
+        own = np.minimum(reach, point.hi) if before_it is None else before_it.values
+        most = np.maximum((own - base) / gain, whole)
+        narrowed = (most > whole * (1 + 2.0**-20)).any()  # gains are float32
+        clip = Clip(Array.of([0.0]), Array.of([whole]), Array.of(most) if narrowed else None)
         chain: list[tuple[str, Op]] = [*before, ("clip", clip), *after]
         value = rewriter.now(node.operands[0])
         for word, op in chain:
@@ -223,7 +225,7 @@ class CalibrateRange(Pass):
         plain = {name for name, point in points.items() if point.signed or point.moves}
         ends = {name: tail.ends if name in plain else tail.live for name, tail in tails.items()}
         found = self._fitted(module, context, points, ends) if self.method == "mse" else ends
-        return found, {name: tail.largest[:, -1] for name, tail in tails.items()}
+        return found, {name: tail.largest[:, -1] + 0.0 for name, tail in tails.items()}
 
     def _fitted(
         self, module: Module, context: Context, points: Mapping[str, _Point], ends: Mapping[str, Ends]

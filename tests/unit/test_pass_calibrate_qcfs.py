@@ -18,6 +18,7 @@ from spir.ops.linear import Linear
 from spir.ops.permute import Permute
 from spir.ops.qcfs import Qcfs
 from spir.ops.relu import Relu
+from spir.ops.scale import Scaling
 from spir.passes._refit import refitted, sites
 from spir.types import Reals
 from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of, refusal, run, shown, text_of
@@ -277,8 +278,88 @@ def test_layers_that_are_not_asked_for_keep_their_weights():
     assert [name for name in "aceg" if op_of(after, name) != op_of(trained(8), name)] == ["e"]
 
 
+def test_a_sum_of_a_layer_with_itself_is_met_where_it_stands_once():
+    given = network(
+        ("a", conv(3), "x"),
+        ("b", Qcfs(9, Array.of([2.0])), "a"),
+        ("c", conv(3, 3, kernel=1, seed=4), "b"),
+        ("s", Add(), "c c"),
+        ("d", Qcfs(9, Array.of([3.0])), "s"),
+        ("e", conv(2, 3, kernel=1, seed=9), "d"),
+    )
+    x = images(60)
+    after = run(given, "calibrate-qcfs{steps=2, weights=refit}", x)
+    psi = op_of(after, "d").psi
+    shift = 0 if psi is None else psi.values
+    np.testing.assert_allclose(means(after, x, "s") + shift, means(given, x, "s"), atol=1e-12)
+
+
+def test_two_weighted_branches_are_fitted_one_at_its_own_result_and_a_sum_that_is_read_twice_where_it_stands():
+    given = network(
+        ("a", conv(3), "x"),
+        ("b", Qcfs(9, Array.of([2.0])), "a"),
+        ("c", conv(3, 3, kernel=1, seed=4), "b"),
+        ("d", conv(3, 3, kernel=1, seed=5), "b"),
+        ("s", Add(), "c d"),
+        ("f", Qcfs(9, Array.of([3.0])), "s"),
+        ("g", conv(3, 3, kernel=1, seed=9), "f"),
+        ("h", Relu(), "g"),
+        ("i", Add(), "g h"),
+        ("unread", conv(3, 3, kernel=1, seed=9), "f"),
+    )
+    assert {p: n.result for p, n in sites(given).items()} == {
+        "a": "a", "c": "c", "s": "d", "g": "g", "unread": "unread"
+    }  # fmt: skip
+    whole = attrs.evolve(op_of(run(identity(2), "canonicalize"), "a"), weight=Array.of([[1]]), weight_scale=ONE)
+    assert sites(network(("a", whole, "x"), shape=(1,))) == {}
+
+
+@pytest.mark.parametrize("gain", [Array.of([2.0]), Array.of([-2.0])], ids=["gained", "turned"])
+def test_only_sums_that_a_rectifier_reads_are_fitted_as_such(gain, monkeypatch):
+    seen = {}
+
+    def watched(node, operand, sums, *, rectified):
+        seen[node.result] = rectified
+        return refitted(node, operand, sums, rectified=rectified)
+
+    monkeypatch.setattr("spir.passes.calibrate_qcfs.refitted", watched)
+    given = network(
+        ("a", conv(3), "x"),
+        ("b", Qcfs(9, Array.of([2.0])), "a"),
+        ("c", conv(3, 3, kernel=1, seed=4), "b"),
+        ("k", Scaling(gain), "c"),
+        ("d", Qcfs(9, Array.of([2.0])), "k"),
+        ("e", conv(3, 3, kernel=1, seed=5), "d"),
+        ("f", Qcfs(9, Array.of([2.0]), signed=True), "e"),
+        ("g", conv(2, 3, kernel=1, seed=6), "f"),
+    )
+    run(given, "calibrate-qcfs{steps=2, weights=refit}", images(30))
+    assert seen == {"a": True, "c": gain.values[0] > 0, "e": False, "g": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("steps=2, order=joint, weights=refit", "order=joint fits no weights"),
+        ("steps=2, weights=refit", "weights are fitted to data"),
+    ],
+)
+def test_weights_are_fitted_one_layer_after_the_other_and_on_data(options, text):
+    data = images() if "joint" in options else None
+    assert text in str(refusal(trained(8), f"calibrate-qcfs{{{options}}}", data))
+
+
+def test_a_layer_of_very_many_inputs_keeps_its_weights_and_is_named(monkeypatch):
+    monkeypatch.setattr("spir.passes.calibrate_qcfs.WIDEST", 2)
+    x = images(20)
+    notes = noted(trained(8), "calibrate-qcfs{steps=2, weights=refit}", x)
+    assert "%c keeps its weights: 3 inputs of an output, 2 are fitted" in notes
+    after = run(trained(8), "calibrate-qcfs{steps=2, weights=refit}", x)
+    assert [n for n in "aceg" if op_of(after, n) != op_of(trained(8), n)] == ["e"]
+
+
 def test_errors_are_measured_against_all_that_a_calibrated_range_had_before():
-    """Ten values up to 1 and one of 10: the clip of least error stands below 10, and the target does not."""
+    """Many values below 4 and one of 10: the clip of least error stands below 10, and the target does not."""
     x = np.array([[0.1 * i] for i in range(1, 40)] + [[10.0]])
     module = network(("a", Linear(Array.of([[1.0]])), "x"), ("b", Relu(), "a"), shape=(1,))
     ranged = run(module, "calibrate-range{method=mse, levels=4}", x)
