@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 
 import attrs
@@ -139,6 +140,23 @@ def expand(value: Numbers, frames: Numbers, train: Train) -> None:
             spike = (rest >= threshold).astype(rest.dtype)
         frames[t] = spike
         rest -= spike * rest.dtype.type(threshold)
+
+
+def spread(value: Numbers, frames: Numbers, op: Encode) -> None:
+    """Writes the spikes of code isi: a clock of ``full`` ticks an interval gains |x| alpha ticks a step.
+
+    A spike follows the step after which the clock has gone past an interval, unless the train has all of its spikes.
+    """
+    alpha = Fraction(op.alpha)
+    size, sign = np.abs(value.astype(np.int64)) * alpha.numerator, np.sign(value)
+    interval = (op.full or op.steps) * alpha.denominator
+    left, clock = size * op.steps // interval, size.copy()
+    for frame in frames:
+        clock += size
+        spiking = (clock > interval) & (left > 0)
+        clock -= spiking * interval
+        left -= spiking
+        np.multiply(sign, spiking, out=frame, casting="unsafe")
 
 
 def gather(frames: Numbers | Iterator[Numbers], factors: tuple[int, ...]) -> Numbers:
@@ -399,13 +417,18 @@ class _Pass:
         if not self.program.stepped(node.result):
             made.act(self.scratch, out, *x)
             return
+        silent = [np.zeros_like(operand[0]) if len(operand) < len(out) else operand[0] for operand in x]
         for t, frame in enumerate(out):
-            made.act(self.scratch, frame, *(operand[t] for operand in x))
+            pairs = zip(x, silent, strict=True)
+            made.act(self.scratch, frame, *(operand[t] if t < len(operand) else rest for operand, rest in pairs))
 
     def _respond(self, node: Node, x: Numbers, out: Numbers) -> None:
         """A neuron, its law alone, or an encoder: from frames or their value to frames or their value."""
         if self.program.stepped(node.operands[0]):
             self._fire(node, x, out)
+            return
+        if isinstance(node.op, Encode) and node.op.code == "isi":
+            spread(x, out, node.op)
             return
         stepped, value = self.program.stepped(node.result), out
         if stepped:

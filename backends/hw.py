@@ -27,7 +27,7 @@ from spir.ops.requant import Requant
 from spir.options import option
 from spir.ranges import Ranges, analyse
 from spir.text import show_node
-from spir.types import Interval, Real, Spikes
+from spir.types import Interval, Real, Spikes, Tensor
 
 
 @attrs.frozen
@@ -152,8 +152,12 @@ def _mergeable(name: str, module: Module, ranges: Ranges, accumulator: int) -> b
     encoding = module.types[name].encoding
     # the maximum of sorted trains is the train of the maximum
     commutes = (LinearMap, MaxPool) if isinstance(encoding, Spikes) else LinearMap
-    readers = [node.op for node in module.readers[name] if not isinstance(node.op, commutes)]
-    function = all(isinstance(op, Integrate) or triple_of(op) is not None for op in readers)
+    readers = [node for node in module.readers[name] if not isinstance(node.op, commutes)]
+    function = all(isinstance(n.op, Integrate) or (triple_of(n.op) is not None and not _told(n.type)) for n in readers)
     fits = max((ranges.value | ranges.prefix).bits) <= accumulator
-    told = isinstance(encoding, Spikes) and encoding.code == "rate"  # such frames are not known from their value
-    return not told and function and fits
+    return not _told(module.types[name]) and function and fits
+
+
+def _told(type_: Tensor) -> bool:
+    """Whether the frames of spikes are not known from what they decode to."""
+    return isinstance(type_.encoding, Spikes) and type_.encoding.code == "rate"

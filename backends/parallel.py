@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from spir.backend import Backend
 from spir.backends.torch_ops._charging import Charge, Counting, Weighted, alone
 from spir.backends.torch_ops._device import absent, lossy, quiet
 from spir.backends.torch_ops._exactness import exact_dtype, sum_dtype
+from spir.backends.torch_ops._firing import Firing
 from spir.backends.torch_ops._lowering import Use
 from spir.backends.torch_ops.conv2d import Conv2dLowering
 from spir.backends.torch_ops.encode import EncodeLowering
@@ -192,7 +194,7 @@ class _Executable:
             step = self.steps.get(node.result)
             last |= dict.fromkeys((*below, *(step.reads if step is not None else ()), node.result), node.result)
             own = frozenset((node.result,))
-            melted = step is None or (node.type.train is not None and node.result in self.plain)
+            melted = step is None or (node.type.train is not None and (node.result in self.plain or _told(node.type)))
             sources[node.result] = below | own if melted else own
         found: dict[str, list[str]] = {name: [] for name in self.module.types}
         for name, reader in last.items():
@@ -238,6 +240,8 @@ class _Values:
         train = self.network.module.types[name].train
         if not isinstance(train, Spikes) or train.steps > WORD_BITS:
             return self.stored(name)
+        if train.net is not None and not -1 <= train.net[0] <= train.net[1] <= 1:
+            return self.stored(name)
         if train.code not in CODES:
             return Packed.of(np.asarray(self.stored(name), dtype=np.int64))
         value = self.value(name).to("cpu", torch.int64).numpy()
@@ -265,12 +269,16 @@ class _Values:
             return self.given
         if isinstance(type_.encoding, Spikes) and type_.encoding.code in CODES:
             return _coded(self.value(name), type_, type_.encoding)
-        step = self.network.plain[name]
-        frames = [self.frames(operand) for operand in step.node.operands]
-        if isinstance(step.node.op, Mix):
-            return _mixed(step.node.op, frames[0])
-        steps, n = frames[0].shape[:2]
-        folded: torch.Tensor = step.compute(*(f.flatten(0, 1) for f in frames))
+        node = module.definitions[name]
+        if isinstance(node.op, Encode):
+            return _lowered(node, module, (self.value(node.operands[0]),))
+        frames = [self.frames(operand) for operand in node.operands]
+        if isinstance(node.op, Neuron):
+            return _lowered(node, module, tuple(frames[0]))
+        if isinstance(node.op, Mix):
+            return _mixed(node.op, frames[0])
+        (steps, n), step = (type_.steps, frames[0].shape[1]), self.network.plain[name]
+        folded: torch.Tensor = step.compute(*(_lasting(f, steps).flatten(0, 1) for f in frames))
         return folded.reshape(steps, n, *type_.shape)
 
 
@@ -282,8 +290,7 @@ def _unfit(node: Node, module: Module) -> tuple[str, str] | None:
     """Why a node cannot run, and the way out."""
     op, types = node.op, (node.type, *module.operand_types(node))
     if isinstance(op, Neuron):
-        known = isinstance(node.type.encoding, Spikes) and node.type.encoding.code in CODES
-        if op.triple is None or not known:
+        if op.triple is None:
             return f"{op.name} has no count law: its trains do not follow from sums", "fuse-parallel, or backend serial"
         return None
     if op.name not in names(LOWERINGS) and not isinstance(op, Mix):
@@ -300,6 +307,9 @@ def _plain(node: Node, module: Module, ranges: Mapping[str, Ranges], device: tor
     whole = isinstance(node.type.encoding, Real)
     held = None if whole else exact_dtype(ranges[node.result].value.magnitude, device)
     match node.op:
+        case Encode(code="isi"):
+            density = node.op.density
+            return _Step(node, node.operands, lambda x: _counted(x, density).to(held))
         case Encode() | Integrate(bias=None):
             return _Step(node, node.operands, _same)
         case Integrate(bias=bias) if bias is not None:
@@ -349,6 +359,19 @@ def _quantized(x: torch.Tensor, to: QuantizeLowering, held: torch.dtype) -> torc
     return steps.to(dtype=held, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
+def _told(type_: Tensor) -> bool:
+    """Whether frames are not known from what they decode to."""
+    return isinstance(type_.encoding, Spikes) and type_.encoding.code not in CODES
+
+
+def _counted(x: torch.Tensor, density: Fraction) -> torch.Tensor:
+    """How many spikes stand for integers, where each is worth more than one."""
+    if density == 1:
+        return x
+    whole = x.to(torch.int64)
+    return whole.sign() * (whole.abs() * density.numerator // density.denominator)
+
+
 def _same(x: torch.Tensor) -> torch.Tensor:
     return x
 
@@ -359,6 +382,19 @@ def _summed(type_: Tensor, given: torch.Tensor) -> torch.Tensor:
         return given
     factors = torch.tensor(weights(type_.train.code, type_.steps), device=given.device)
     return (given * factors.view(-1, *(1,) * (given.ndim - 1))).sum(dim=0)
+
+
+def _lowered(node: Node, module: Module, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The frames of a train that depends on when its operand spikes, or of an encoder, step by step."""
+    kind: Any = Firing if isinstance(node.op, Neuron) else EncodeLowering
+    lowering = kind.of(Use(node.op, module.operand_types(node), torch.int64, frames[0].device))
+    return torch.stack(list(lowering.steps(iter(frames))))
+
+
+def _lasting(frames: torch.Tensor, steps: int) -> torch.Tensor:
+    """As long as the longest train that it meets: what has ended is silent."""
+    missing = steps - len(frames)
+    return frames if not missing else torch.cat([frames, frames.new_zeros((missing, *frames.shape[1:]))])
 
 
 def _coded(value: torch.Tensor, type_: Tensor, train: Spikes) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Which values are codes of activations."""
+"""Which values are codes of activations, or become some."""
 
 from __future__ import annotations
 
+from spir.ir import Module, Node
 from spir.ops._linear import LinearMap
 from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
@@ -22,3 +23,9 @@ def is_code(value: str, rewriter: Rewriter, *, pools: bool) -> bool:
         elif not isinstance(source.op, (Requant, Quantize)):
             return False
     return True
+
+
+def only_quantised(node: Node, module: Module) -> bool:
+    """Whether quantisers are all that reads an activation: they say what its range is."""
+    readers = module.readers[node.result]
+    return bool(readers) and all(isinstance(n.op, Quantize) for n in readers)

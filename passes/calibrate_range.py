@@ -22,6 +22,7 @@ from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._codes import only_quantised
 from spir.passes._gains import keeps_channels
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import Real, Reals
@@ -136,7 +137,9 @@ class CalibrateRange(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         """Measures every value that needs a range, then clips it."""
-        if context.data is None:
+        hosted = _hosted(module)
+        points = self._points(module, hosted)
+        if context.data is None and (points or not any(isinstance(n.op, Quantize) for n in module.nodes)):
             raise error("data", f"{self.name} needs calibration data", fix="give data=images, or --data in a shell")
         if self.method != "percentile" and self.percentile is not None:
             raise error("option", f"{self.name}: method={self.method} takes no percentile", fix="method=percentile")
@@ -144,8 +147,9 @@ class CalibrateRange(Pass):
             if self.method != "mse" and given is not None:
                 what = f"{self.name}: method={self.method} takes no {label}"
                 raise error("option", what, fix=f"method=mse, or no {label}")
-        hosted, rewriter = _hosted(module), Rewriter(module, self.name)
-        points = self._points(module, hosted)
+        if not points:
+            return module
+        rewriter = Rewriter(module, self.name)
         ends, reach = self._measure(module, context, points)
         live = max((float(np.max(np.maximum(-low, high))) for low, high in ends.values()), default=0.0) or 1.0
         source = module.input.name
@@ -174,7 +178,7 @@ class CalibrateRange(Pass):
         found = {n: _Point(-none, none, signed=True) for n in _entering(module, hosted) if not _ranged(n, module)}
         for node in module.nodes:
             chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
-            if chosen and (point := _point(node, sums)):
+            if chosen and not only_quantised(node, module) and (point := _point(node, sums)):
                 found[node.result] = point
         return found
 

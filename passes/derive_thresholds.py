@@ -35,10 +35,11 @@ class DeriveThresholds(Pass):
 
     name: ClassVar[str] = "derive-thresholds"
     neuron: str = option("stem", "the neuron model")
+    steps: int | None = option(None, "T of neuron=ca-lif: as many as the largest code needs", ge=1, le=65535)
     order: str | None = option(None, "where sorted trains spike: suffix, the last steps, or prefix", one_of=SORTED)
 
     def contract(self) -> Contract:
-        """Every train decodes to the integer it replaces (theorems STEM-1 to STEM-3; PC-1)."""
+        """Every train decodes to the integer it replaces (theorems STEM-1 to STEM-3; PC-1; CA)."""
         return Exact()
 
     def run(self, module: Module, context: Context) -> Module:
@@ -57,10 +58,13 @@ class DeriveThresholds(Pass):
                 f"{self.name} finds no integers to convert, and would leave the network without spikes",
                 fix="run calibrate-range, quantize and propagate-scales before, over the same layers",
             )
+        settled = self
+        if neuron.windowed and self.steps is None:
+            settled = attrs.evolve(self, steps=max(max(op.hi, -op.lo, 1) for _, op in found))
         for node, op in found:
             try:
                 with located(op=f"%{node.result} = {op.name}", from_=str(node.origin)):
-                    neuron.derive(op, self.order)
+                    settled.encoder(op)
             except SpirError as refusal:
                 refusals.append(refusal)
         raise_all(refusals)
@@ -73,7 +77,11 @@ class DeriveThresholds(Pass):
             elif not module.enters(node):
                 ties = f"%{node.result}: float sums meet float thresholds; ties may fall either way"
                 context.note(Diagnostic("E-FP-TIE", ties).render("note"))
-        return Pass.run(self, module, context)
+        return Pass.run(settled, module, context)
+
+    def encoder(self, source: Requant | Quantize) -> Encode:
+        """What follows an op in the unfused form of the neuron."""
+        return neuron_class(self.neuron).derive(source, self.order, self.steps)
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """The unfused form of the neuron."""
@@ -82,18 +90,16 @@ class DeriveThresholds(Pass):
         trains = [rewriter.type(o).train for o in operands]
         match node.op:
             case Requant():
-                return encoded(
-                    node, integrated(operands[0], rewriter, node), neuron.derive(node.op, self.order), rewriter
-                )
+                return encoded(node, integrated(operands[0], rewriter, node), self.encoder(node.op), rewriter)
             case Quantize() if not rewriter.module.enters(node):
                 code, name = rewriter.keep(node), rewriter.fresh(f"{node.result}.train")
-                spikes = rewriter.emit(neuron.derive(node.op, self.order), code, name=name, origin=node.origin)
+                spikes = rewriter.emit(self.encoder(node.op), code, name=name, origin=node.origin)
                 count = rewriter.fresh(f"{node.result}.count")
                 return rewriter.emit(Integrate(), spikes, name=count, origin=node.origin)
             case Quantize() if not neuron.charged:
                 code = rewriter.keep(node)
                 name = rewriter.fresh(f"{node.result}.train")
-                return rewriter.emit(neuron.derive(node.op, self.order), code, name=name, origin=node.origin)
+                return rewriter.emit(self.encoder(node.op), code, name=name, origin=node.origin)
             case MaxPool() if trains[0] is None or trains[0].code not in SORTED:
                 train = rewriter.type(operands[0]).encoding
                 joined = rewriter.definition(operands[0])
@@ -101,12 +107,12 @@ class DeriveThresholds(Pass):
                     return pooled_apart(node, joined, rewriter)
                 total = integral(operands[0], rewriter, node)
                 if isinstance(train, Spikes):
-                    return encoded(node, total, Encode(train.steps, train.code), rewriter)
+                    return encoded(node, total, _as_long(train), rewriter)
                 source = rewriter.definition(total)
                 while source is not None and isinstance(source.op, MaxPool):
                     source = rewriter.definition(source.operands[0])
                 if source is not None and isinstance(source.op, Requant if neuron.charged else (Requant, Quantize)):
-                    return encoded(node, total, neuron.derive(source.op, self.order), rewriter)
+                    return encoded(node, total, self.encoder(source.op), rewriter)
                 return rewriter.emit(node.op, total, name=node.result, origin=node.origin)
             case LinearMap() if any(trains) and not all(trains):
                 take = integrated if neuron.charged else integral
@@ -138,14 +144,19 @@ def pooled_apart(node: Node, joined: Node, rewriter: Rewriter) -> str:
         assert isinstance(train, Spikes)  # the caller asked
         code, branch = rewriter.fresh(f"{node.result}.code"), rewriter.fresh(f"{node.result}.branch")
         rewriter.emit(node.op, integral(operand, rewriter, node), name=code, origin=node.origin)
-        each.append(rewriter.emit(Encode(train.steps, train.code), code, name=branch, origin=node.origin))
+        each.append(rewriter.emit(_as_long(train), code, name=branch, origin=node.origin))
     return rewriter.emit(joined.op, *each, name=node.result, origin=node.origin)
+
+
+def _as_long(train: Spikes) -> Encode:
+    """The encoder of trains of the same length and code."""
+    return Encode(train.steps, "isi" if train.code == "rate" else train.code)
 
 
 def integral(value: str, rewriter: Rewriter, node: Node) -> str:
     """The integers of a value: what was encoded, else an integral."""
     source = rewriter.definition(value)
-    if source is not None and isinstance(source.op, Encode):
+    if source is not None and isinstance(source.op, Encode) and source.op.density == 1:
         return source.operands[0]
     return integrated(value, rewriter, node)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 
 from spir.contracts import Contract, Exact
-from spir.errors import error
+from spir.errors import error, located
 from spir.ir import Module, Node
 from spir.ops._neuron import Neuron
 from spir.ops.encode import Encode
@@ -27,6 +27,9 @@ class FuseNeuron(Pass):
 
     name: ClassVar[str] = "fuse-neuron"
     neuron: str | None = option(None, "the neuron model, where several fit")
+    mode: str | None = option(
+        None, "of neuron ca-lif: several spikes a step (multi) or one", one_of=("multi", "single")
+    )
 
     def contract(self) -> Contract:
         """The neuron is the three ops."""
@@ -62,4 +65,10 @@ class FuseNeuron(Pass):
                 from_=str(node.origin),
                 fix=f"name the neuron: {self.name}{{neuron={fused[0].name.removeprefix('neuron_')}}}",
             )
-        return rewriter.emit(fused[0], charge, name=node.result, origin=node.origin) if fused else None
+        if not fused:
+            return None
+        (made,), train = fused, rewriter.type(charge).train
+        if self.mode is not None and train is not None:
+            with located(op=f"%{node.result} = {made.name}", from_=str(node.origin)):
+                made = made.in_mode(self.mode, train)
+        return rewriter.emit(made, charge, name=node.result, origin=node.origin)

@@ -24,6 +24,7 @@ from spir.ops.relu import Relu
 from spir.ops.scale import Scaling
 from spir.ops.shift import Shift
 from spir.options import option
+from spir.passes._codes import only_quantised
 from spir.passes._gains import folded, shifted, sunk
 from spir.passes._sums import read_by_a_sum
 from spir.rewriting import Context, Pass, Rewriter
@@ -55,7 +56,11 @@ class Quantize(Pass):
         """Refuses activations without a range, all at once; then quantises."""
         if self.float_weights and self.weights is not None:
             raise error("option", f"{self.name}: float weights have no bits", fix="weights or float_weights")
-        raise_all(refusal for node in module.nodes if (refusal := self._refusal(node)) is not None)
+        raise_all(
+            refusal
+            for node in module.nodes
+            if not only_quantised(node, module) and (refusal := self._refusal(node)) is not None
+        )
         steps = self._steps(module)
 
         def rewrite(node: Node, rewriter: Rewriter) -> str | None:

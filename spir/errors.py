@@ -34,6 +34,8 @@ CODES = {
     "E-FP-TIE": "float sums at float thresholds",
     "E-ANALOG-IN": "an input that no train carries",
     "E-PHI-DEAD": "a channel without spikes to calibrate",
+    "E-CAP": "counts that a window of steps does not hold",
+    "E-BURST": "more than one threshold a step where one spike may leave",
     "E-SCALE": "scales that an op cannot take",
     "E-RESID-SCALE": "branches whose scales do not meet",
     "E-MULT-RANGE": "a multiplier that its width cannot express",

@@ -138,7 +138,7 @@ class _Sums:
                 own = _added(*operands)
             case Scaling() if node.op.multiplier.size == 1 and node.op.to is None:
                 own = {name: count * int(node.op.multiplier.item()) for name, count in operands[0].items()}
-            case Encode() | Integrate(bias=None):
+            case Encode(density=1) | Integrate(bias=None):
                 (own,) = operands
             case Requant() | Neuron() if _is_relu(node.op):
                 self.relus[node.result] = operands[0]

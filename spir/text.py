@@ -256,11 +256,17 @@ class _Reader:
         if tree.data == "integer":
             return Int(self.whole(head[0]), self.whole(head[1]), scale)
         steps, code, value, *frame = head
-        lo, hi = (self.whole(end) for end in str(value).split(".."))
+        lo, hi = self.ends(value)
         if tree.data == "spikes":
-            return Spikes(self.whole(steps), str(code), lo, hi, scale)
-        low, high = (self.whole(end) for end in str(frame[0]).split(".."))
+            net = None if frame[0] is None else self.ends(frame[0])
+            return Spikes(self.whole(steps), str(code), lo, hi, scale, net)
+        low, high = self.ends(frame[0])
         return Current(self.whole(steps), str(code), lo, hi, low, high, scale)
+
+    def ends(self, token: Any) -> tuple[int, int]:
+        """A range ``lo..hi``."""
+        low, high = (self.whole(end) for end in str(token).split(".."))
+        return low, high
 
     def scale(self, tree: Any) -> Scale:
         """A scale, or the digest of one per channel."""

@@ -223,7 +223,8 @@ class Spikes:
     """A train of ``steps`` frames that decodes to ``lo..hi``.
 
     bits: {0, 1} frames, MSB first; when lo < 0 the first frame holds {-1, 0}. suffix and prefix: sorted, so nested, all
-    spikes in the last or first steps, of one sign. rate: net spikes of a step.
+    spikes in the last or first steps, of one sign. rate: net spikes of a step, 0 or 1, with -1 when lo < 0, or in the
+    range ``net``, which then differs from that.
     """
 
     steps: int = attrs.field(validator=_framed)
@@ -231,15 +232,31 @@ class Spikes:
     lo: int
     hi: int = attrs.field(validator=_ordered)
     scale: Scale
+    net: tuple[int, int] | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.net is not None and (self.code != "rate" or not self.net[0] <= 0 <= self.net[1]):
+            raise error(
+                "type", f"frames of {self.net[0]}..{self.net[1]} net spikes: only rate trains have them, from 0 on"
+            )
+        if self.net == ((-1 if self.lo < 0 else 0), 1):
+            raise error(
+                "type", f"frames of {self.net[0]}..{self.net[1]} are what such a train has", fix="leave them out"
+            )
         low, high = self.limits(self.steps, self.code, signed=self.lo < 0)
+        if self.net is not None:
+            low, high = (self.steps * end for end in self.net)
         if self.lo < low or self.hi > high:
             raise error(
                 "type",
                 f"{self.steps} frames of code {self.code} hold {low}..{high}, not {self.lo}..{self.hi}",
                 fix="more steps, or a narrower clip range",
             )
+
+    @classmethod
+    def rate(cls, steps: int, lo: int, hi: int, scale: Scale, frame: tuple[int, int]) -> Spikes:
+        """A rate train whose frames hold ``frame`` net spikes."""
+        return cls(steps, "rate", lo, hi, scale, None if frame == ((-1 if lo < 0 else 0), 1) else frame)
 
     @staticmethod
     def limits(steps: int, code: str, *, signed: bool) -> tuple[int, int]:
@@ -252,7 +269,7 @@ class Spikes:
     @property
     def frame(self) -> tuple[int, int]:
         """The range of one frame."""
-        return (-1 if self.lo < 0 else 0), 1
+        return self.net or ((-1 if self.lo < 0 else 0), 1)
 
     @property
     def frames(self) -> tuple[tuple[int, int], ...]:
@@ -264,11 +281,14 @@ class Spikes:
     @property
     def prefix(self) -> tuple[int, int]:
         """The range of what the first t frames decode to, over all t."""
+        if self.net is not None:
+            return self.net[0] * self.steps, self.net[1] * self.steps
         low, high = self.limits(self.steps, self.code, signed=True)
         return (low if self.lo < 0 else 0), (max(self.hi, 0) if self.code == "bits" else high)
 
     def __str__(self) -> str:
-        return f"spikes[{self.steps}, {self.code}, {self.lo}..{self.hi}] * {self.scale}"
+        frames = "" if self.net is None else f", frame {self.net[0]}..{self.net[1]}"
+        return f"spikes[{self.steps}, {self.code}, {self.lo}..{self.hi}{frames}] * {self.scale}"
 
 
 @attrs.frozen
@@ -439,13 +459,14 @@ def scale_of(tensor: Tensor) -> Scale:
 def join(trains: Sequence[Train]) -> tuple[int, str]:
     """Steps and code of a sum of trains: direct < rate, suffix and prefix < rate, bits joins bits of equal length only.
 
-    In one step suffix and prefix are the same.
+    Rate trains of unequal length meet in the longer one: what has ended is silent. In one step suffix and prefix are
+    the same.
 
     Raises:
         SpirError[type]: lengths or codes that do not meet.
     """
     lengths, codes = {t.steps for t in trains}, {t.code for t in trains}
-    if len(lengths) > 1:
+    if len(lengths) > 1 and codes != {"rate"}:
         raise error(
             "type",
             f"trains of {' and '.join(map(str, sorted(lengths)))} frames cannot meet",
@@ -457,7 +478,7 @@ def join(trains: Sequence[Train]) -> tuple[int, str]:
             f"trains of codes {' and '.join(sorted(codes))} cannot meet: their frames weigh differently",
             fix="convert both branches to the same neuron",
         )
-    (length,) = lengths
+    length = max(lengths)
     if length == 1 and codes.issuperset(SORTED):
         codes.remove("prefix")
     return length, codes.pop() if len(codes) == 1 else "rate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Generic, Self, TypeVar
 
@@ -76,9 +77,11 @@ class Lowering(Generic[OpT]):
         return self.map(*(x if self.dtype is None else (frame.to(self.dtype) for frame in x)))
 
     def steps(self, *operands: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The result's frames, one at a time; a value without time is one frame."""
-        for frames in zip(*operands, strict=True):
-            yield self(*frames)
+        """The result's frames, one at a time; a value without time is one frame, a train that has ended is silent."""
+        silent: dict[int, torch.Tensor] = {}
+        for frames in itertools.zip_longest(*operands):
+            silent |= {i: torch.zeros_like(f) for i, f in enumerate(frames) if f is not None and i not in silent}
+            yield self(*(silent[i] if f is None else f for i, f in enumerate(frames)))
 
 
 def along_channels(constant: torch.Tensor, rank: int) -> torch.Tensor:

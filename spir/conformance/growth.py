@@ -31,6 +31,7 @@ from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
 from spir.ops.mix import Mix
+from spir.ops.neuron_ca_lif import NeuronCaLif
 from spir.ops.neuron_matrix import NeuronMatrix
 from spir.ops.neuron_parallel import NeuronParallel
 from spir.ops.pad import Pad
@@ -73,7 +74,7 @@ ENCODINGS: tuple[Encoding, ...] = (
 def starts() -> tuple[Module, ...]:
     """Modules to grow from: an input of every encoding and shape, and every corner of every op."""
     plain = [Module(Value("x", Tensor(shape, encoding)), (), "x") for encoding in ENCODINGS for shape in SHAPES]
-    return (*plain * 8, *(module for name in names("ops") for module in corners(name) if module is not None))
+    return (*plain * 6, *(module for name in names("ops") for module in corners(name) if module is not None))
 
 
 @functools.cache
@@ -328,6 +329,18 @@ def neuron_matrix(dice: Dice, x: Tensor) -> Op | None:
     return dice.rng.choice(made)
 
 
+def neuron_ca_lif(dice: Dice, x: Tensor) -> Op | None:
+    """A law of small counts, with one spike a frame or several."""
+    law = requant(dice, x)
+    if law is None or x.train is None or x.train.code == "bits":
+        return None
+    lo, hi = dice.rng.choice([(0, 3), (0, 9), (-4, 5), (-1, 1), (0, 0), (0, 40)])
+    steps = dice.rng.randint(1, x.steps)
+    plain = NeuronCaLif(steps, law.mul, law.add, law.div, lo, hi, law.scale)
+    single = plain.in_mode("single", x.train)
+    return single if dice.chance(0.4) and hi <= x.steps + single.drain else plain
+
+
 def mix(dice: Dice, x: Tensor) -> Op | None:
     """Uniform, or frames in another order, some of them twice."""
     if x.train is None:
@@ -343,6 +356,11 @@ def encode(dice: Dice, x: Tensor) -> Op | None:
     if not isinstance(x.encoding, Int):
         return None
     lo, hi = x.range.hull
+    most = max(-lo, hi, 1)
+    if most <= MOST_STEPS and dice.chance(0.3):
+        full = dice.rng.choice([None, most, most + 3])
+        steps = most + dice.rng.randint(0, 2) if full is None else dice.rng.randint(1, most + 3)
+        return Encode(steps, "isi", full, dice.rng.choice([1.0, 1.0, 0.5]))
     if max(-lo, hi) <= MOST_STEPS and dice.chance(0.5):
         return Encode(max(-lo, hi, 1) + dice.rng.randint(0, 1), dice.rng.choice(SORTED))
     return Encode(max(-lo - 1, hi, 1).bit_length() + (lo < 0) + dice.rng.randint(0, 1))
@@ -381,6 +399,7 @@ MAKERS: dict[str, Callable[[Dice, Tensor], Op | None]] = {
     "integrate": integrate,
     "linear": linear,
     "mix": mix,
+    "neuron_ca_lif": neuron_ca_lif,
     "neuron_matrix": neuron_matrix,
     "neuron_parallel": neuron_parallel,
     "pad": pad,

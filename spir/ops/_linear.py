@@ -103,9 +103,12 @@ class LinearMap(Op):
         if not trains:
             return Tensor(shape, Int(lo, hi, scale))
         steps, code = join(trains)
-        if self.relabels and (spikes := _relabelled(trains, steps, code, lo, hi, scale)) is not None:
-            return Tensor(shape, spikes)
         frame_lo, frame_hi = self.bounds(shapes, *(Interval.of(*t.frame) for t in trains)).hull
+        if len({t.steps for t in trains}) > 1:
+            frame_lo, frame_hi = min(frame_lo, 0), max(frame_hi, 0)
+        frame = frame_lo, frame_hi
+        if self.relabels and (spikes := _relabelled(trains, steps, code, lo, hi, scale, frame)) is not None:
+            return Tensor(shape, spikes)
         carried = "rate" if code in SORTED else code
         return Tensor(shape, Current(steps, carried, lo, hi, frame_lo, frame_hi, scale))
 
@@ -113,12 +116,12 @@ class LinearMap(Op):
         """`apply` with time folded into the batch; integer sums run in float64 where that is proved exact."""
         if isinstance(types[0].encoding, Real):
             return self.apply(*stored, real=True)
-        folded = [x.reshape(-1, *t.shape) for t, x in zip(types, stored, strict=True)]
+        folded = [x.reshape(-1, *t.shape) for t, x in zip(types, lasting(stored, types), strict=True)]
         if self.partial_sums(*types) < EXACT_IN_FLOAT64:
             result = self.apply(*(x.astype(np.float64) for x in folded), real=False).astype(np.int64)
         else:
             result = self.apply(*folded, real=False)
-        lead = stored[0].shape[: stored[0].ndim - len(types[0].shape)]
+        lead = max((x.shape[: x.ndim - len(t.shape)] for t, x in zip(types, stored, strict=True)), key=lambda s: s[0])
         return result.reshape(*lead, *result.shape[1:])
 
     def partial_sums(self, *types: Tensor) -> int:
@@ -287,7 +290,9 @@ def _sources(op: Relabelling, shape: Shape) -> tuple[frozenset[int], ...]:
     )
 
 
-def _relabelled(trains: Sequence[Train], steps: int, code: str, lo: int, hi: int, scale: Scale) -> Spikes | None:
+def _relabelled(
+    trains: Sequence[Train], steps: int, code: str, lo: int, hi: int, scale: Scale, frame: tuple[int, int]
+) -> Spikes | None:
     """The spikes that moved spikes are; None where no one train type holds them, signed and unsigned bits say.
 
     Raises:
@@ -302,8 +307,20 @@ def _relabelled(trains: Sequence[Train], steps: int, code: str, lo: int, hi: int
         )
     if (len(codes) > 1 and code not in SORTED) or not all(isinstance(t, Spikes) for t in trains):
         return None
+    if any(isinstance(t, Spikes) and t.net is not None for t in trains):
+        return Spikes.rate(steps, lo, hi, scale, (min(frame[0], 0), max(frame[1], 0)))
     low, high = Spikes.limits(steps, code, signed=lo < 0)
     return Spikes(steps, code, lo, hi, scale) if low <= lo and hi <= high else None
+
+
+def lasting(stored: Sequence[NDArray[Any]], types: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Trains of unequal length as long as the longest: what has ended is silent."""
+    steps = max(t.steps for t in types)
+    ended = [(steps - t.steps if t.train else 0) for t in types]
+    return [
+        x if not more else np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)])
+        for x, more in zip(stored, ended, strict=True)
+    ]
 
 
 def surrounded(x: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> NDArray[Any]:

@@ -7,12 +7,14 @@ from typing import Any, ClassVar, Protocol, Self
 
 import attrs
 
+from spir.errors import error
 from spir.ir import Array, Op
 from spir.ops._threshold import Triple
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
+from spir.types import Train
 
 
 class ArrayNamespace(Protocol):
@@ -28,6 +30,16 @@ class ArrayNamespace(Protocol):
         """A constant that broadcasts over ``[N, C, ...]`` arrays such as ``like``, with their integer type."""
 
 
+def no_window(name: str, steps: int | None) -> None:
+    """Refuses a window for neurons whose codes say how long their trains are.
+
+    Raises:
+        SpirError[option]
+    """
+    if steps is not None:
+        raise error("option", f"neuron {name} takes as many steps as its codes need, not {steps}", fix="no steps")
+
+
 @attrs.frozen
 class Neuron(Op):
     """A fused neuron: it equals ``integrate; requant; encode``.
@@ -40,6 +52,8 @@ class Neuron(Op):
     """Whether its first spike waits for the last frame it reads; an on-line neuron spikes in the same window."""
     derived: ClassVar[bool] = True
     """Whether pipelines derive it from a requant; else it comes from other neurons, or from text."""
+    windowed: ClassVar[bool] = False
+    """Whether all trains last as long as one window, which the largest code of the network needs."""
     charged: ClassVar[bool] = False
     """Whether it also takes the charge of all steps as one integer, so that the first layer may read what no train
     carries: the analogue input."""
@@ -56,17 +70,26 @@ class Neuron(Op):
         """The output frames, given the input frames one by one; both are integer arrays ``[N, *shape]``."""
         raise NotImplementedError(f"{type(self).__name__}.fire")  # abstract: each neuron defines it
 
+    def in_mode(self, mode: str, train: Train) -> Self:
+        """The neuron in another mode of spiking, on the train that it reads.
+
+        Raises:
+            SpirError[option]: it has no such mode.
+        """
+        raise error("option", f"{self.name} has no modes, so no mode {mode!r}", fix="leave mode out")
+
     @classmethod
-    def derive(cls, source: Requant | Quantize, order: str | None = None) -> Encode:
+    def derive(cls, source: Requant | Quantize, order: str | None = None, steps: int | None = None) -> Encode:
         """The encoder that follows a requant, or the input's quantiser, in this neuron's unfused form.
 
         Args:
             source: what makes the integers.
             order: at which end spikes stand, for neurons that sort them; others refuse it.
+            steps: the window, for neurons whose trains are longer than their codes need; others refuse it.
 
         Raises:
             SpirError[type]: a clip range that the neuron does not realise, with the fix.
-            SpirError[option]: an order that the neuron does not know.
+            SpirError[option]: an order or a window that the neuron does not know.
         """
         raise NotImplementedError(f"{cls.__name__}.derive")  # abstract: each neuron defines it
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Self
+from fractions import Fraction
+from typing import Any, ClassVar, Self
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Op
@@ -20,32 +22,79 @@ class Encode(Op):
     bits: MSB first; below 0 two's complement, whose sign bit is a -1 in the first frame (SDANN eq 11, theorem STEM-1).
     suffix, prefix: as many spikes as the integer counts, in the last or first steps; below 0 they are -1 (the sorted
     trains of Hao et al. 2412.13610; their sign is ours).
+    isi: inter-spike intervals, one spike of the sign of x every ``full / (alpha |x|)`` steps, the last at the latest in
+    step T: the train of code rate holds ``N = floor(alpha T |x| / full)`` spikes, the n-th in step
+    ``floor(n full / (alpha |x|))``, by integers. ``full`` is what a spike in every step stands for, T unless told.
+    Then, and wherever ``full = alpha T``, N is |x| itself. Else it is not, and a spike is worth ``full / (alpha T)``
+    steps of the operand (Gao et al., Front. Neurosci. 17:1141701, input coding).
     """
 
     name: ClassVar[str] = "encode"
     steps: int
     code: str = "bits"
+    full: int | None = None
+    alpha: float = attrs.field(default=1.0, converter=float)
 
     def infer(self, *types: Tensor) -> Tensor:
         """Integers that the code holds to spikes of the same range."""
         (x,) = types
         if not isinstance(x.encoding, Int):
             raise error("type", f"works on integers, not {x.encoding}", fix="quantize reals; integrate a train")
-        if self.code not in ("bits", *SORTED):
-            known = " or ".join(("bits", *SORTED))
+        if self.code not in ("bits", *SORTED, "isi"):
+            known = " or ".join(("bits", *SORTED, "isi"))
             raise error("type", f"there is no encoder for code {self.code!r}", fix=f"code = {known}")
+        if self.code == "isi":
+            return Tensor(x.shape, self._rate(x.encoding))
+        if self.full is not None or self.alpha != 1:
+            raise error("type", f"code {self.code} takes no full or alpha", fix="code = isi")
         return Tensor(x.shape, Spikes(self.steps, self.code, x.encoding.lo, x.encoding.hi, x.encoding.scale))
 
+    def _rate(self, x: Int) -> Spikes:
+        top, full = max(-x.lo, x.hi), self.full or self.steps
+        if not 0 < self.alpha <= 1 or full < 1:
+            raise error("type", f"alpha = {self.alpha} and full = {full}, and codes need 0 < alpha <= 1 <= full")
+        if top > full:
+            raise error(
+                "E-CAP",
+                f"codes of {x.lo}..{x.hi}, and a spike in each of {self.steps} steps stands for {full}",
+                fix=f"steps = {top}, or full = {top}, which is not lossless",
+            )
+        lo, hi = (int(end) for end in self._spikes(np.array([x.lo, x.hi], dtype=object)))
+        return Spikes(self.steps, "rate", lo, hi, x.scale * Scale.of(1 / self.density))
+
+    @property
+    def density(self) -> Fraction:
+        """Spikes a step of the operand, of code isi: 1 is lossless."""
+        return Fraction(self.alpha) * self.steps / (self.full or self.steps)
+
+    def _spikes(self, x: NDArray[Any]) -> NDArray[Any]:
+        """How many, with the sign of x; Python ints stay such."""
+        density = self.density
+        return np.asarray(np.sign(x) * (np.abs(x) * density.numerator // density.denominator))
+
     def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
-        """The value stays."""
-        return intervals[0]
+        """The value stays; of code isi it becomes a count."""
+        return intervals[0].map(self._spikes) if self.code == "isi" else intervals[0]
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:
         """Each bit by shift and mask, where the sign bit counts negative; or each step by its level."""
         values = np.asarray(stored[0], dtype=np.int64)
+        if self.code == "isi":
+            return self._intervals(values)
         if self.code != "bits":
             return sort(values, self.steps, self.code)
         return bits(values, self.steps, signed=types[0].range.hull[0] < 0)
+
+    def _intervals(self, values: Integers) -> Integers:
+        """The frames of code isi, spike by spike."""
+        flat, alpha = values.reshape(-1), Fraction(self.alpha)
+        frames, count = np.zeros((self.steps, flat.size), dtype=np.int64), np.abs(self._spikes(flat))
+        over, under = (self.full or self.steps) * alpha.denominator, alpha.numerator
+        for n in range(1, int(count.max(initial=0)) + 1):
+            (spiking,) = np.nonzero(count >= n)
+            step = n * over // (under * np.abs(flat[spiking]))
+            frames[step - 1, spiking] = np.sign(flat[spiking])
+        return frames.reshape(self.steps, *values.shape)
 
     @classmethod
     def corners(cls) -> Iterator[tuple[Self, tuple[Tensor, ...]]]:
@@ -59,6 +108,8 @@ class Encode(Op):
             (64, "suffix", -3, 64),
         ):
             yield cls(steps=steps, code=code), (Tensor((3, 2, 2), Int(lo, hi, Scale.of(0.5))),)
+        for op, lo, hi in ((cls(9, "isi"), -7, 9), (cls(5, "isi", 12), 0, 12), (cls(6, "isi", 6, 0.5), -6, 3)):
+            yield op, (Tensor((3, 2, 2), Int(lo, hi, Scale.of(0.5))),)
 
 
 def bits(codes: Integers, steps: int, *, signed: bool) -> Integers:

@@ -11,7 +11,7 @@ import numpy as np
 from spir.errors import error, unknown
 from spir.ir import Array
 from spir.ops._linear import channelwise
-from spir.ops._neuron import ArrayNamespace, Neuron
+from spir.ops._neuron import ArrayNamespace, Neuron, no_window
 from spir.ops._threshold import Triple, check_triple, divisors, law, law_bounds
 from spir.ops.encode import Encode, sort
 from spir.ops.integrate import Integrate
@@ -106,8 +106,9 @@ class NeuronParallel(Neuron):
         return low
 
     @classmethod
-    def derive(cls, source: Requant | Quantize, order: str | None = None) -> Encode:
+    def derive(cls, source: Requant | Quantize, order: str | None = None, steps: int | None = None) -> Encode:
         """0..T and -T..T become T sorted frames, by default at the end."""
+        no_window("parallel", steps)
         order = order or "suffix"
         if order not in SORTED:
             raise unknown("order", order, SORTED, code="option")

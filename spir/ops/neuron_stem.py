@@ -10,7 +10,7 @@ import numpy as np
 
 from spir.errors import error
 from spir.ir import Array
-from spir.ops._neuron import ArrayNamespace, Neuron
+from spir.ops._neuron import ArrayNamespace, Neuron, no_window
 from spir.ops._threshold import Triple, check_triple, law, law_bounds
 from spir.ops.encode import Encode, bits
 from spir.ops.integrate import Integrate
@@ -89,20 +89,21 @@ class NeuronStem(Neuron):
                 yield xp.where(fires, 1, 0)
 
     @classmethod
-    def derive(cls, source: Requant | Quantize, order: str | None = None) -> Encode:
+    def derive(cls, source: Requant | Quantize, order: str | None = None, steps: int | None = None) -> Encode:
         """0..2^b-1 or -2^(b-1)..2^(b-1)-1 become b bits."""
+        no_window("stem", steps)
         if order is not None:
             raise error("option", f"neuron stem emits bits, in no order {order!r}", fix="neuron=parallel, or no order")
         signed = source.lo < 0
-        steps = max(source.hi, -source.lo - 1, 0 if signed else 1).bit_length() + signed
-        realised = Spikes.limits(steps, "bits", signed=signed)
+        length = max(source.hi, -source.lo - 1, 0 if signed else 1).bit_length() + signed
+        realised = Spikes.limits(length, "bits", signed=signed)
         if (source.lo, source.hi) != realised:
             raise error(
                 "type",
                 f"neuron stem realises clip ranges 0..2^b-1 and -2^(b-1)..2^(b-1)-1, not {source.lo}..{source.hi}",
                 fix=f"quantize to {realised[0]}..{realised[1]}",
             )
-        return Encode(steps=steps)
+        return Encode(steps=length)
 
     @classmethod
     def fuse(cls, integrate: Integrate | None, requant: Requant, encode: Encode) -> Self | None:

@@ -25,17 +25,18 @@ from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
+from spir.ops.neuron_ca_lif import NeuronCaLif
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.quantize import Quantize
 from spir.ops.scale import Scaling
 from spir.schedule import Delay, schedule
 from spir.text import parse
-from spir.types import Scale, Spikes
+from spir.types import Current, Scale, Spikes, Tensor
 from tests.unit.lambdas import Lambda
 from tests.unit.small_networks import network, op_of, ops_of, run
 
 DIAGNOSED, CANNOT, LATER = "diagnosed", "cannot happen", "not yet"
-CA_LIF, PTL, IC_SNN = "no Ca-LIF neuron", "no tandem learning", "no IC-SNN passes"
+PTL, IC_SNN = "no tandem learning", "no IC-SNN passes"
 DARWIN3, SCALED = "no backend for Darwin3", "no pass that scales integration"
 
 # code: (methods, whether it applies, why)
@@ -45,14 +46,22 @@ TABLE = {
     "E-MAXPOOL": ("Ca-LIF, STEM, rate", DIAGNOSED, "by the type of the op, and by the pass that lowers pools"),
     "E-RESID-SCALE": ("all", DIAGNOSED, "by the type of a sum, and by the pass that mends joins"),
     "E-RESID-DELAY": ("STEM, parallel", CANNOT, "trains carry no clock: delays are computed from the depth"),
-    "E-LEAK-FLUSH": ("Ca-LIF", LATER, CA_LIF),
-    "E-LEAK-FRAC": ("Ca-LIF, PTL", LATER, f"{CA_LIF}, {PTL}"),
-    "E-BURST": ("Ca-LIF", LATER, CA_LIF),
-    "E-CAP": ("Ca-LIF, rate", LATER, f"{CA_LIF}, no rate code: a code holds what its frames express, by type"),
-    "E-TIE-LOOP": ("Ca-LIF", LATER, CA_LIF),
-    "E-GATE-LAG": ("Ca-LIF", LATER, CA_LIF),
-    "E-ROUND-ORDER": ("Ca-LIF", LATER, CA_LIF),
-    "E-SIGNED-SPIKE": ("Ca-LIF", LATER, f"{CA_LIF}, no target without signed spikes"),
+    "E-LEAK-FLUSH": ("Ca-LIF", CANNOT, "every frame of the window brings its share, with or without spikes"),
+    "E-LEAK-FRAC": ("Ca-LIF, PTL", CANNOT, "shares are whole numbers that add up to the bias"),
+    "E-BURST": (
+        "Ca-LIF",
+        DIAGNOSED,
+        "by the type of a neuron of one spike a step; the pass that fuses it adds the drain",
+    ),
+    "E-CAP": (
+        "Ca-LIF, rate",
+        DIAGNOSED,
+        "by encoder, neuron and derivation; a warning where counts are cut to a window",
+    ),
+    "E-TIE-LOOP": ("Ca-LIF", CANNOT, "a neuron rounds once, and ties go up"),
+    "E-GATE-LAG": ("Ca-LIF", CANNOT, "the gate is the current count"),
+    "E-ROUND-ORDER": ("Ca-LIF", CANNOT, "a neuron rounds behind the last frame of its operand, so layers do in turn"),
+    "E-SIGNED-SPIKE": ("Ca-LIF", LATER, "no target without signed spikes"),
     "E-VRANGE": ("all", DIAGNOSED, "every register has a proved bound"),
     "E-ISUM": ("STEM, all", CANNOT, "weight sums are registers too: refused as E-VRANGE before anything runs"),
     "E-SCALED": ("STEM", LATER, SCALED),
@@ -146,6 +155,21 @@ def unequal_channels_in_a_sum() -> None:
     )
 
 
+def one_spike_where_a_step_brings_more() -> None:
+    read(
+        "%y = neuron_ca_lif %x {steps = 2, mul = @m, add = @a, div = 5, lo = 0, hi = 3, scale = 1.0, mode = single}"
+        ' : tensor<1, spikes[3, rate, 0..3, frame -1..1] * 1.0>  from "a"',
+        of="tensor<1, current[2, rate, -28..28, frame -14..14] * 1.0>",
+        m=[1],
+        a=[2],
+    )
+
+
+def more_codes_than_a_window_has_steps() -> None:
+    short = "canonicalize, calibrate-range, quantize, propagate-scales, derive-thresholds{neuron=ca-lif, steps=128}"
+    spir.compile(sequential(conv(2, 3), nn.ReLU(), conv(3, 2)), short, data=X)
+
+
 def a_maximum_of_bits() -> None:
     read(
         '%p = max_pool %x {kernel = [2, 2], stride = [1, 1]} : tensor<1x1x1, spikes[1, bits, 0..1] * 1.0>  from "pool"',
@@ -218,6 +242,8 @@ PROVOKED = [
     ("E-MAXPOOL", a_maximum_of_bits, "pool", "add lower-max-pool before derive-thresholds"),
     ("E-MAXPOOL", a_maximum_of_sums_to_lower, "1 (MaxPool2d", "leave lower-max-pool out"),
     ("E-ORDER-MIX", trains_of_both_orders, "cat", "one order for all layers"),
+    ("E-BURST", one_spike_where_a_step_brings_more, "a", "drain = 3 is proved to do, or mode = multi"),
+    ("E-CAP", more_codes_than_a_window_has_steps, "1 (ReLU", "steps=255, or shorten-window{steps=128} before"),
     ("E-RESID-SCALE", branches_as_they_are, "add", "propagate-scales{join=wide} or {join=rescale}"),
     ("E-RESID-SCALE", branches_too_far_apart, "add (add, test_codes.py line ", "propagate-scales{join=rescale}"),
     ("E-MULT-RANGE", a_step_that_no_multiplier_reaches, "1 (Hardtanh", "more bits for the multipliers"),
@@ -304,6 +330,42 @@ def halved() -> Module:
         ("y", Linear(Array.of([[1]]), Array.of([1.0])), "b"),
         shape=(1,),
     )
+
+
+def leaking(*frames: int, steps: int, threshold: int = 10, leak: int = 0) -> np.ndarray:
+    """What a calcium-gated neuron emits."""
+    op = NeuronCaLif(steps, Array.of([1]), Array.of([leak + threshold // 2]), threshold, 0, 99, 1.0)
+    type_ = Tensor((1,), Current(len(frames), "rate", -999, 999, -99, 99, Scale.of(1)))
+    return op.reference((type_,), np.array(frames).reshape(-1, 1, 1)).reshape(-1)
+
+
+@shows("E-LEAK-FLUSH")
+def test_a_neuron_without_a_spike_to_read_integrates_its_whole_bias():
+    assert leaking(0, 0, 0, 0, steps=4, leak=36).tolist() == [0, 1, 1, 1, 1]
+
+
+@shows("E-LEAK-FRAC")
+def test_shares_of_a_bias_that_no_window_divides_add_up_to_it():
+    for leak in range(300):
+        assert leaking(*[0] * 7, steps=7, threshold=1, leak=leak).sum() == min(leak, 99)
+
+
+@shows("E-TIE-LOOP")
+def test_a_tie_is_rounded_once_and_up():
+    assert leaking(5, steps=1).tolist() == [0, 1]
+    assert leaking(15, -10, steps=2).tolist() == [1, 0, 0]  # -5 behind one spike stays
+
+
+@shows("E-GATE-LAG")
+def test_no_count_falls_below_zero_however_many_spikes_a_step_brings():
+    assert leaking(9, -11, steps=2, threshold=1).tolist() == [9, -9, 0]
+
+
+@shows("E-ROUND-ORDER")
+def test_what_one_layer_rounds_the_next_one_reads_before_it_rounds():
+    rounded = leaking(5, steps=1)
+    assert len(leaking(*rounded, steps=1, threshold=1)) == len(rounded) + 1
+    assert leaking(*rounded, steps=1, threshold=1).sum() == 1
 
 
 EVERY = np.arange(-128, 128, dtype=np.float64)[:, None]

@@ -33,6 +33,7 @@ from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
 from spir.ops.max_pool import MaxPool
 from spir.ops.mix import Mix
+from spir.ops.neuron_ca_lif import NeuronCaLif
 from spir.ops.neuron_matrix import NeuronMatrix
 from spir.ops.neuron_parallel import NeuronParallel
 from spir.ops.neuron_stem import NeuronStem
@@ -90,7 +91,7 @@ def frames(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
     if isinstance(train, Spikes) and train.code == "bits":
         values = codes(tensor, rng)
         trains = [bits_of(int(v), train.steps, signed=train.lo < 0) for v in values.ravel()]
-    elif isinstance(train, Spikes):
+    elif isinstance(train, Spikes) and train.net is None:
         values = codes(tensor, rng)
         trains = [[int(np.sign(v))] * abs(v) + [0] * (train.steps - abs(v)) for v in values.ravel().tolist()]
         for one in trains if train.code == "rate" else ():
@@ -320,8 +321,14 @@ def integrate(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return x if op.bias is None else elementwise(lambda v, at: v + channel(op.bias.values, at), x)
 
 
+def neuron_ca_lif(op: Any, x: np.ndarray, *, real: bool) -> Any:
+    return elementwise(triple(op, op.lo, op.hi), x)
+
+
 def encode(op: Any, x: np.ndarray, *, real: bool) -> Any:
-    return x
+    """As it is, or as many spikes as the intervals leave room for."""
+    share = Fraction(op.alpha) * op.steps / (op.full or op.steps)
+    return elementwise(lambda v, _: int(math.copysign(math.floor(share * abs(v)), v)), x)
 
 
 def relu(op: Any, x: np.ndarray, *, real: bool) -> Any:
@@ -995,10 +1002,20 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         "type: encode: 4 frames of code bits hold -8..7, not -9..9 | more steps, or a narrower clip range",
     ),
     "encode-in-no-frames": (Encode(0), (tensor(2, of=INT),), "type: encode: a train has one or more frames, not 0"),
+    "encode-bits-at-intervals": (
+        Encode(8, alpha=0.5),
+        (tensor(2, of=INT),),
+        "type: encode: code bits takes no full or alpha | code = isi",
+    ),
+    "encode-more-than-a-spike-a-step": (
+        Encode(8, "isi", 12, 1.5),
+        (tensor(2, of=INT),),
+        "type: encode: alpha = 1.5 and full = 12, and codes need 0 < alpha <= 1 <= full",
+    ),
     "encode-in-another-code": (
         Encode(8, "rate"),
         (tensor(2, of=INT),),
-        "type: encode: there is no encoder for code 'rate' | code = bits or suffix or prefix",
+        "type: encode: there is no encoder for code 'rate' | code = bits or suffix or prefix or isi",
     ),
     "a-stem-neuron-on-rates": (
         NeuronStem(8, M, A, 1, 0.5),
@@ -1017,6 +1034,29 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         NeuronStem(10**9, M, A, 1, 0.5),
         (tensor(2, of=BITS),),
         "type: neuron_stem: a train of 1000000000 bits, and registers hold 63 and a sign | fewer bits",
+    ),
+    "a-calcium-neuron-of-another-mode": (
+        NeuronCaLif(4, M, A, 1, 0, 9, 0.5, "multiple"),
+        (tensor(2, of=SUFFIX),),
+        "type: neuron_ca_lif: there is no mode 'multiple' | did you mean 'multi'?",
+    ),
+    "a-calcium-neuron-on-bits": (
+        NeuronCaLif(4, M, A, 1, 0, 9, 0.5),
+        (tensor(2, of=BITS),),
+        (
+            f"type: neuron_ca_lif: reads frames that weigh the same, not {BITS} | encode the input with code = isi, or "
+            "use the unfused integrate; requant; encode"
+        ),
+    ),
+    "a-calcium-neuron-that-drains-nothing": (
+        NeuronCaLif(1, M, A, 1, 0, 9, 0.5, drain=2),
+        (tensor(2, of=SUFFIX),),
+        "type: neuron_ca_lif: mode multi leaves nothing to drain | drain = 0, or mode = single",
+    ),
+    "a-calcium-neuron-of-a-longer-window": (
+        NeuronCaLif(99, M, A, 1, 0, 9, 0.5),
+        (tensor(2, of=SUFFIX),),
+        f"type: neuron_ca_lif: a window of 99 of {SUFFIX.steps} frames and counts 0..9 from 0 on",
     ),
     "a-concat-of-both-orders": (
         Concat(),

@@ -191,6 +191,7 @@ def test_data_of_zeros_give_finite_scales(options):
 # --- options are never ignored ------------------------------------------------------------------------------------
 
 PASSES = "canonicalize, fold-bn, calibrate-range, quantize, propagate-scales, compose-linear, lower-max-pool"
+PASSES += ", shorten-window{steps=300}"
 PASSES += ", derive-thresholds, fuse-neuron"
 PARALLEL = "canonicalize, fold-bn, calibrate-range, calibrate-qcfs, quantize, propagate-scales"
 PARALLEL += ", derive-thresholds{neuron=parallel}, fuse-neuron, expand-parallel, fuse-parallel"
@@ -247,6 +248,17 @@ CHANGES = {
     ("recipes", "parallel", "bits"): ("@parallel", "@parallel{bits=4}"),
     ("recipes", "parallel", "order"): ("@parallel", "@parallel{order=prefix}"),
     ("recipes", "parallel", "fused"): ("@parallel", "@parallel{fused=off}"),
+    ("passes", "derive-thresholds", "steps"): (
+        "derive-thresholds{neuron=ca-lif}",
+        "derive-thresholds{neuron=ca-lif, steps=300}",
+    ),
+    ("passes", "fuse-neuron", "mode"): ("fuse-neuron", "fuse-neuron{mode=single}"),
+    ("passes", "shorten-window", "layers"): ("shorten-window{steps=300}", "shorten-window{steps=300, layers=fc}"),
+    ("passes", "shorten-window", "steps"): ("shorten-window{steps=300}", "shorten-window{steps=100}"),
+    ("recipes", "ca-lif", "steps"): ("@ca-lif{steps=300}", "@ca-lif"),
+    ("recipes", "ca-lif", "bits"): ("@ca-lif", "@ca-lif{bits=4}"),
+    ("recipes", "ca-lif", "mode"): ("@ca-lif", "@ca-lif{mode=single}"),
+    ("recipes", "ca-lif", "join"): ("@ca-lif", "@ca-lif{join=rescale}"),
     ("recipes", "parallel-free", "steps"): ("@parallel-free", "@parallel-free{steps=8}"),
     ("recipes", "parallel-free", "bits"): ("@parallel-free", "@parallel-free{bits=4}"),
     ("recipes", "parallel-free", "update"): ("@parallel-free", "@parallel-free{update=paper}"),
@@ -286,6 +298,7 @@ def outcome(module: Module, passes: str) -> Module | str:
         return refusal.diagnostics[0].message
 
 
+@pytest.mark.filterwarnings("ignore:.*T = 100 steps for codes up to 255 are not lossless")
 @pytest.mark.parametrize("option", CHANGES, ids="-".join)
 def test_an_option_of_a_pass_changes_the_pipeline_and_what_it_makes(option):
     kind, name, _ = option

@@ -308,11 +308,28 @@ def test_codes_join_as_the_table_says(pair, code):
         assert message(refusal) == f"type: trains of codes {a} and {b} cannot meet: their frames weigh differently"
 
 
-@pytest.mark.parametrize("code", ["rate", "suffix", "prefix", "bits"])
+@pytest.mark.parametrize("code", ["suffix", "prefix", "bits"])
 def test_trains_of_unequal_length_do_not_join(code):
     with pytest.raises(SpirError) as refusal:
         join([Spikes(5, code, 0, 1, ONE), Spikes(4, code, 0, 1, ONE)])
     assert message(refusal) == "type: trains of 4 and 5 frames cannot meet"
+
+
+def test_rates_of_unequal_length_join_in_the_longer_one():
+    assert join([Spikes(5, "rate", 0, 1, ONE), Spikes(4, "rate", 0, 1, ONE)]) == (5, "rate")
+
+
+def test_net_spikes_of_a_step_are_part_of_the_type_and_the_usual_ones_are_not_spelled():
+    train = Spikes.rate(3, -5, 9, ONE, (-3, 4))
+    assert str(train) == "spikes[3, rate, -5..9, frame -3..4] * 1.0"
+    assert (train.frame, train.prefix) == ((-3, 4), (-9, 12))
+    assert Spikes.rate(3, 0, 2, ONE, (0, 1)) == Spikes(3, "rate", 0, 2, ONE)
+    assert Spikes.rate(3, -1, 2, ONE, (-1, 1)) == Spikes(3, "rate", -1, 2, ONE)
+    for code, lo, net in (("bits", 0, (-1, 2)), ("rate", 0, (1, 2)), ("rate", 0, (0, 1)), ("rate", -1, (-1, 1))):
+        with pytest.raises(SpirError, match="frames of"):
+            Spikes(3, code, lo, 2, ONE, net)
+    with pytest.raises(SpirError, match=r"3 frames of code rate hold -9\.\.12, not -5\.\.13"):
+        Spikes(3, "rate", -5, 13, ONE, (-3, 4))
 
 
 def test_in_one_step_both_orders_are_one():
