@@ -22,6 +22,7 @@ from spir.frontends import _arithmetic as arithmetic
 from spir.frontends import _layers as layers
 from spir.frontends import _shapes as shapes
 from spir.frontends import _windows as windows
+from spir.frontends._quantised import toolkit_of
 from spir.frontends._reading import Constructs, Reader, Reading
 from spir.frontends._trace import (
     Trace,
@@ -48,8 +49,8 @@ class TorchFx:
     name: ClassVar[str] = "torch_fx"
 
     def accepts(self, model: object) -> bool:
-        """Whether the model is a network of torch."""
-        return isinstance(model, nn.Module)
+        """Whether the model is a network of torch that no quantisation toolkit has changed."""
+        return isinstance(model, nn.Module) and not toolkit_of(model)
 
     def read(self, model: nn.Module, example: torch.Tensor) -> Module:
         """The network as a verified module of reals; the model itself is left as it was.
@@ -66,7 +67,7 @@ class TorchFx:
             SpirError[weights]: parameters that are not finite.
         """
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        if not self.accepts(model):
+        if not isinstance(model, nn.Module):
             raise error("usage", f"a model is a torch.nn.Module, not {kind_of(model)}", fix="give the network itself")
         check_signature(model)
         with warnings.catch_warnings(), torch.no_grad():

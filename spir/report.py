@@ -34,7 +34,8 @@ class Layer:
     """One train: neurons, spikes and synaptic operations a sample, the share of frames that spike, and registers.
 
     ``sum_bits`` hold every weight sum of one frame and ``state_bits`` every state of the accumulator, by proved ranges;
-    0 where a train is made of integers.
+    0 where a train is made of integers. ``twins`` is how many neurons may spike -1, too: where a target has no signed
+    spikes, each of them becomes two, of which one reads and sends the negative.
     """
 
     value: str
@@ -48,6 +49,7 @@ class Layer:
     synaptic_operations: float
     sum_bits: int
     state_bits: int
+    twins: int
 
 
 @attrs.frozen
@@ -99,6 +101,18 @@ class Report:
         found = ", ".join(f"{count} {op}" for op, count in self.integers.items())
         return [f"on integers, outside of neurons, not counted as spikes or windows: {found}"]
 
+    @property
+    def twins(self) -> int:
+        """Neurons that a target without signed spikes needs besides."""
+        return sum(layer.twins for layer in self.layers)
+
+    def _signed(self) -> list[str]:
+        """What negative spikes cost where there are none."""
+        if not self.twins:
+            return []
+        negative = sum(layer.negative for layer in self.layers)
+        return [f"spikes of -1: {negative:.1f}; {self.twins} neurons need a twin on targets without signed spikes"]
+
     def _converted(self) -> str:
         """How many activations spike, which do not, and what enters without spikes."""
         count = len(self.spiking) + len(self.unconverted)
@@ -113,6 +127,7 @@ class Report:
             **attrs.asdict(self),
             "spikes": self.spikes,
             "synaptic_operations": self.synaptic_operations,
+            "twins": self.twins,
         }
 
     def __str__(self) -> str:
@@ -136,6 +151,7 @@ class Report:
                 self._converted(),
                 f"real values: {', '.join(self.reals) or 'none'}; for the host: {', '.join(self.host) or 'none'}",
                 f"silent on these samples: {', '.join(self.silent) or 'none'}",
+                *self._signed(),
                 *self._outside(),
                 f"latency (a reconstruction): {self.windows} windows, {self.latency} steps{_waiting(self.delays)}",
                 "passes:",
@@ -244,7 +260,7 @@ class Counter:
         """One batch of stored trains."""
         for name, total in self._spikes.items():
             total += np.abs(stored[name]).sum(axis=(0, 1), dtype=np.int64)
-            self._negative[name] += int((stored[name] < 0).sum())
+            self._negative[name] -= int(np.minimum(stored[name], 0).sum())
 
     def finish(self, samples: int, journal: tuple[Entry, ...], source: Mapping[str, str], backend: str) -> Report:
         """The report of everything added."""
@@ -286,6 +302,16 @@ class Counter:
             node = before
         return node.operands[0]
 
+    def _state_bits(self, node: Node, current: str | None) -> int:
+        """Of what a train is made from: the neuron's own state, else the sum of all frames so far."""
+        if current is None:
+            return 0
+        train = self._module.types[current].train
+        assert train is not None  # a current
+        own = node.op.state(train) if isinstance(node.op, Neuron) else None
+        found = self._ranges[current]
+        return max((own or (found.value | found.prefix)).bits)
+
     def _layer(self, node: Node, samples: int) -> Layer:
         spikes = self._spikes[node.result]
         operations = int((spikes * self._paths[node.result]).sum())
@@ -302,5 +328,6 @@ class Counter:
             rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
             synaptic_operations=operations / samples,
             sum_bits=max(state.frame.bits) if state else 0,
-            state_bits=max((state.value | state.prefix).bits) if state else 0,
+            state_bits=self._state_bits(node, current),
+            twins=node.type.size if node.type.train is not None and node.type.train.frame[0] < 0 else 0,
         )

@@ -14,7 +14,7 @@ from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.quantize import Quantize
 from spir.ops.requant import Requant
-from spir.types import Train
+from spir.types import Interval, Train
 
 
 class ArrayNamespace(Protocol):
@@ -69,6 +69,10 @@ class Neuron(Op):
     def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
         """The output frames, given the input frames one by one; both are integer arrays ``[N, *shape]``."""
         raise NotImplementedError(f"{type(self).__name__}.fire")  # abstract: each neuron defines it
+
+    def state(self, train: Train) -> Interval | None:
+        """Bounds of the membrane potential on a train, where it is not just the sum of the frames so far."""
+        return None
 
     def in_mode(self, mode: str, train: Train) -> Self:
         """The neuron in another mode of spiking, on the train that it reads.

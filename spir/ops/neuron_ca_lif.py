@@ -87,8 +87,7 @@ class NeuronCaLif(Neuron):
                 f"a frame may bring more than one threshold, and {self.drain} frames cannot let the rest out",
                 fix=f"drain = {needed} is proved to do, or mode = multi",
             )
-        reach = self._carried(x.train) * (x.steps + 1)
-        check_register(Interval(-reach, reach), "the membrane potential")
+        check_register(self.state(x.train), "the membrane potential")
         frames, most = x.steps + self.drain + 1, max(self.hi, -self.lo)
         if self.mode == "single" and most > frames:
             raise error(
@@ -111,6 +110,11 @@ class NeuronCaLif(Neuron):
         factor = np.abs(self.mul.values.astype(object)).reshape(len(self.mul.values), -1).max(axis=1)
         leak = np.abs(self.leak.values.astype(object)).reshape(len(self.leak.values), -1).max(axis=1)
         return np.asarray(factor * max(-train.frame[0], train.frame[1]) + -(-leak // self.steps), dtype=object)
+
+    def state(self, train: Spikes | Current) -> Interval:
+        """All that its frames can bring, in one direction."""
+        reach = self._carried(train) * (train.steps + 1)
+        return Interval(-reach, reach)
 
     def undrained(self, train: Spikes | Current) -> int:
         """Frames that certainly let out what one spike a frame leaves behind.

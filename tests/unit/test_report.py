@@ -177,6 +177,7 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "source",
         "spikes",
         "synaptic_operations",
+        "twins",
     }
     assert set(read["layers"][0]) == {
         "value",
@@ -190,6 +191,7 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "synaptic_operations",
         "sum_bits",
         "state_bits",
+        "twins",
     }
     assert set(read["journal"][0]) == {
         "step",
@@ -303,3 +305,17 @@ def test_fused_synapses_count_as_those_of_one_product_a_step():
     )
     assert stepped.spikes == fused.spikes > 0
     assert stepped.synaptic_operations == fused.synaptic_operations > 9 * stepped.spikes
+
+
+def test_neurons_that_spike_both_ways_are_counted_with_the_spikes_that_need_a_twin():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5), torch.nn.ReLU())
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    snn = spir.compile(model.eval(), "@ca-lif", data=x, check="off")
+    report = snn.report(x)
+    found = {layer.value: layer for layer in report.layers}
+    assert report.twins == sum(layer.twins for layer in report.layers) == 4 + 6 + 5
+    for name, trace in snn.trace(x, "|".join(found)).items():
+        assert found[name].negative == -np.minimum(trace.frames, 0).sum() / len(x)
+        assert found[name].spikes == np.abs(trace.frames).sum() / len(x)
+    assert "15 neurons need a twin on targets without signed spikes" in str(report)
+    assert spir.compile(model, "@stem", data=np.abs(x), check="off").report(x).twins == 4
