@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from functools import cached_property
 
 import attrs
@@ -143,13 +142,12 @@ def expand(value: Numbers, frames: Numbers, train: Train) -> None:
 
 
 def spread(value: Numbers, frames: Numbers, op: Encode) -> None:
-    """Writes the spikes of code isi: a clock of ``full`` ticks an interval gains |x| alpha ticks a step.
+    """Writes the spikes of code isi: a clock whose ticks make up the interval gains as many as |x| is worth a step.
 
     A spike follows the step after which the clock has gone past an interval, unless the train has all of its spikes.
     """
-    alpha = Fraction(op.alpha)
-    size, sign = np.abs(value.astype(np.int64)) * alpha.numerator, np.sign(value)
-    interval = (op.full or op.steps) * alpha.denominator
+    size, sign = np.abs(value.astype(np.int64)) * op.interval.denominator, np.sign(value)
+    interval = op.interval.numerator
     left, clock = size * op.steps // interval, size.copy()
     for frame in frames:
         clock += size

@@ -21,6 +21,9 @@ from spir.passes._neurons import neuron_class
 from spir.rewriting import Context, Pass, Rewriter
 from spir.types import SORTED, Spikes
 
+LONGEST = 65535
+"""Steps of a window."""
+
 
 @attrs.frozen
 class DeriveThresholds(Pass):
@@ -60,7 +63,16 @@ class DeriveThresholds(Pass):
             )
         settled = self
         if neuron.windowed and self.steps is None:
-            settled = attrs.evolve(self, steps=max(max(op.hi, -op.lo, 1) for _, op in found))
+            widest, op = max(found, key=lambda pair: max(pair[1].hi, -pair[1].lo))
+            most = max(op.hi, -op.lo, 1)
+            if most > LONGEST:
+                raise error(
+                    "E-CAP",
+                    f"%{widest.result} has codes up to {most}, and windows have {LONGEST} steps at most",
+                    from_=str(widest.origin),
+                    fix="quantise it to fewer bits; for a toolkit, annotate the layer that it stands behind",
+                )
+            settled = attrs.evolve(self, steps=most)
         for node, op in found:
             try:
                 with located(op=f"%{node.result} = {op.name}", from_=str(node.origin)):

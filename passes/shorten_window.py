@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from spir.contracts import Calibrated, Contract
-from spir.errors import Diagnostic, SpirWarning, error
+from spir.errors import Diagnostic, SpirWarning, error, raise_all
 from spir.ir import Array, Module, Node, Op
 from spir.ops._linear import channelwise
 from spir.ops._threshold import divisors
@@ -57,10 +57,21 @@ class ShortenWindow(Pass):
         full = max(max(op.hi, -op.lo, 1) for op in codes)
         if self.steps >= full:
             return module
+        rho = Fraction(self.steps, full)
+        raise_all(
+            error(
+                "E-CAP",
+                f"%{n.result} has codes up to {max(n.op.hi, -n.op.lo)} and would have none in {self.steps} of "
+                f"{full} steps",
+                from_=str(n.origin),
+                fix=f"more steps, or fewer bits where codes go up to {full}",
+            )
+            for n in module.nodes
+            if isinstance(n.op, (Quantize, Requant)) and 0 < rho * max(n.op.hi, -n.op.lo) < 1
+        )
         what = f"T = {self.steps} steps for codes up to {full} are not lossless"
         finding = Diagnostic("E-CAP", what).note("fix", f"steps={full}, unless accuracy may pay for time")
         warnings.warn(SpirWarning(finding), stacklevel=2)
-        rho = Fraction(self.steps, full)
         return self.walk(Rewriter(module, self.name), lambda node, rewriter: _shortened(node, rho, rewriter))
 
 
@@ -87,10 +98,8 @@ def _shortened(node: Node, rho: Fraction, rewriter: Rewriter) -> str | None:
 
 
 def _count(end: int, rho: Fraction) -> int:
-    """An end of a range; a range that is not empty keeps one count."""
-    if not end:
-        return 0
-    size = max(1, int(abs(end) * rho))
+    """An end of a range."""
+    size = int(abs(end) * rho)
     return size if end > 0 else -size
 
 

@@ -48,17 +48,20 @@ def analyse(module: Module) -> dict[str, Ranges]:
     for node in module.nodes:
         if not isinstance(node.type.encoding, Real):
             shapes = tuple(t.shape for t in module.operand_types(node))
-            ranges = _node(node, shapes, [found[o] for o in node.operands if o in found])
+            lengths = [t.steps for t in module.operand_types(node)]
+            ranges = _node(node, shapes, lengths, [found[o] for o in node.operands if o in found])
             found[node.result] = sums.narrowed(node, ranges)
     return found
 
 
-def _node(node: Node, shapes: tuple[Shape, ...], operands: list[Ranges]) -> Ranges:
+def _node(node: Node, shapes: tuple[Shape, ...], lengths: list[int], operands: list[Ranges]) -> Ranges:
     if isinstance(node.op, LinearMap):
         value = node.op.bounds(shapes, *(r.value for r in operands))
         if node.type.train is None:
             return Ranges(value, value, value)
-        frame = node.op.bounds(shapes, *(r.frame for r in operands))
+        ended = [steps < node.type.steps for steps in lengths]
+        frames = (r.frame.with_zero() if over else r.frame for r, over in zip(operands, ended, strict=True))
+        frame = node.op.bounds(shapes, *frames)
         return Ranges(value, frame, node.op.bounds(shapes, *(r.prefix for r in operands)))
     return source(node.type, node.op.bounds(shapes, *(r.value for r in operands)) if operands else node.type.range)
 

@@ -31,7 +31,7 @@ class EncodeLowering(Lowering[Encode]):
     @classmethod
     def of(cls, use: Use[Encode]) -> Self:
         op = use.op
-        full = Fraction(op.full or op.steps) / Fraction(op.alpha)
+        full = op.interval if op.code == "isi" else Fraction(1)
         return cls(dtype=torch.int64, length=op.steps, signed=use.types[0].range.hull[0] < 0, code=op.code, full=full)
 
     def steps(self, *operands: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

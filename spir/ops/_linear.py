@@ -103,9 +103,9 @@ class LinearMap(Op):
         if not trains:
             return Tensor(shape, Int(lo, hi, scale))
         steps, code = join(trains)
-        frame_lo, frame_hi = self.bounds(shapes, *(Interval.of(*t.frame) for t in trains)).hull
-        if len({t.steps for t in trains}) > 1:
-            frame_lo, frame_hi = min(frame_lo, 0), max(frame_hi, 0)
+        each = (Interval.of(*t.frame) for t in trains)
+        silent = [e if t.steps == steps else e.with_zero() for e, t in zip(each, trains, strict=True)]
+        frame_lo, frame_hi = self.bounds(shapes, *silent).hull
         frame = frame_lo, frame_hi
         if self.relabels and (spikes := _relabelled(trains, steps, code, lo, hi, scale, frame)) is not None:
             return Tensor(shape, spikes)

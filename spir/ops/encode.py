@@ -50,9 +50,14 @@ class Encode(Op):
         return Tensor(x.shape, Spikes(self.steps, self.code, x.encoding.lo, x.encoding.hi, x.encoding.scale))
 
     def _rate(self, x: Int) -> Spikes:
-        top, full = max(-x.lo, x.hi), self.full or self.steps
+        top, full = max(-x.lo, x.hi), self.steps if self.full is None else self.full
         if not 0 < self.alpha <= 1 or full < 1:
             raise error("type", f"alpha = {self.alpha} and full = {full}, and codes need 0 < alpha <= 1 <= full")
+        interval = self.interval
+        widest = max(top * interval.denominator, interval.numerator) * (self.steps + 2)
+        if widest >= 2**62:
+            what = f"intervals of {interval} steps need {widest.bit_length() + 1} bits"
+            raise error("E-VRANGE", what, fix="a rounder alpha, or fewer steps")
         if top > full:
             raise error(
                 "E-CAP",
@@ -63,9 +68,14 @@ class Encode(Op):
         return Spikes(self.steps, "rate", lo, hi, x.scale * Scale.of(1 / self.density))
 
     @property
+    def interval(self) -> Fraction:
+        """Steps between the spikes of 1, of code isi; alpha as its digits read."""
+        return (self.steps if self.full is None else self.full) / Fraction(str(self.alpha))
+
+    @property
     def density(self) -> Fraction:
         """Spikes a step of the operand, of code isi: 1 is lossless."""
-        return Fraction(self.alpha) * self.steps / (self.full or self.steps)
+        return self.steps / self.interval
 
     def _spikes(self, x: NDArray[Any]) -> NDArray[Any]:
         """How many, with the sign of x; Python ints stay such."""
@@ -87,12 +97,11 @@ class Encode(Op):
 
     def _intervals(self, values: Integers) -> Integers:
         """The frames of code isi, spike by spike."""
-        flat, alpha = values.reshape(-1), Fraction(self.alpha)
+        flat, interval = values.reshape(-1), self.interval
         frames, count = np.zeros((self.steps, flat.size), dtype=np.int64), np.abs(self._spikes(flat))
-        over, under = (self.full or self.steps) * alpha.denominator, alpha.numerator
         for n in range(1, int(count.max(initial=0)) + 1):
             (spiking,) = np.nonzero(count >= n)
-            step = n * over // (under * np.abs(flat[spiking]))
+            step = n * interval.numerator // (interval.denominator * np.abs(flat[spiking]))
             frames[step - 1, spiking] = np.sign(flat[spiking])
         return frames.reshape(self.steps, *values.shape)
 

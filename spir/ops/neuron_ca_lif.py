@@ -87,7 +87,7 @@ class NeuronCaLif(Neuron):
                 f"a frame may bring more than one threshold, and {self.drain} frames cannot let the rest out",
                 fix=f"drain = {needed} is proved to do, or mode = multi",
             )
-        check_register(self.state(x.train), "the membrane potential")
+        check_register(self.state(x.train).times(np.array([2], dtype=object)), "twice the membrane potential")
         frames, most = x.steps + self.drain + 1, max(self.hi, -self.lo)
         if self.mode == "single" and most > frames:
             raise error(
@@ -143,13 +143,14 @@ class NeuronCaLif(Neuron):
         rank = frames.ndim - 2
         mul, leak = channelwise(self.mul.values, rank), channelwise(self.leak.values, rank)
         threshold = channelwise(divisors(self.div), rank)
+        whole, rest = leak // self.steps, leak % self.steps
         v, y = np.zeros(frames.shape[1:], np.int64), np.zeros(frames.shape[1:], np.int64)
         emitted = np.zeros((len(frames) + self.drain + 1, *frames.shape[1:]), np.int64)
         for t, spikes in enumerate(emitted):
             if t < len(frames):
                 v += mul * frames[t]
             if t < self.steps:
-                v += (t + 1) * leak // self.steps - t * leak // self.steps
+                v += whole + (t + 1) * rest // self.steps - t * rest // self.steps
             rounding = t == len(emitted) - 1
             while True:
                 up = (2 * v >= threshold if rounding else v >= threshold) & (y < self.hi)
@@ -167,6 +168,7 @@ class NeuronCaLif(Neuron):
         first = next(currents)
         mul, leak = xp.constant(self.mul, first), xp.constant(self.leak, first)
         threshold = self.div if isinstance(self.div, int) else xp.constant(self.div, first)
+        whole, rest = leak // self.steps, leak % self.steps
         v = count = xp.zeros_like(first)
 
         def spiking(due: Any) -> Any:
@@ -177,7 +179,7 @@ class NeuronCaLif(Neuron):
         for t, current in enumerate(itertools.chain([first], currents)):
             v = v + current * mul
             if t < self.steps:
-                v = v + ((t + 1) * leak // self.steps - t * leak // self.steps)
+                v = v + (whole + (t + 1) * rest // self.steps - t * rest // self.steps)
             spikes = spiking(self._due(xp, v, threshold))
             v, count = v - spikes * threshold, count + spikes
             yield spikes

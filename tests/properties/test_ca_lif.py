@@ -24,10 +24,12 @@ from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
 from spir.ops.neuron_ca_lif import NeuronCaLif
 from spir.ops.requant import Requant
+from spir.ranges import analyse
 from spir.types import Current, Int, Scale, Spikes, Tensor
 from tests.unit.small_networks import network
 
 ONE = Scale.of(1)
+WHOLE = Int(-255, 255, ONE)
 BACKENDS = ("serial", "parallel", "hw", "hw{collapse=off}")
 CURRENTS = st.lists(st.integers(-40, 40), min_size=1, max_size=12)
 MODES = pytest.mark.parametrize("mode", ["multi", "single"])
@@ -225,13 +227,49 @@ def requant_to(hi: int) -> Requant:
 def test_intervals_hold_the_counts_of_the_rule_in_order_and_never_collide(steps, full, alpha, x):
     assume(abs(x) <= full)
     frames = Encode(steps, "isi", full, alpha).reference((Tensor((1,), Int(-40, 40, ONE)),), np.array([[x]]))[:, 0, 0]
-    size, share = abs(x), Fraction(alpha)
+    size, share = abs(x), Fraction(str(alpha))
     count = math.floor(share * steps * size / full)
     assert frames.sum() == count * np.sign(x)
     at = [math.floor(n * full / (share * size)) for n in range(1, count + 1)]
     assert list(np.nonzero(frames)[0] + 1) == at
     assert len(set(at)) == count
     assert all(1 <= t <= steps for t in at)
+
+
+@pytest.mark.parametrize("alpha", [0.9, 0.1, 0.3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_share_that_is_no_binary_fraction_is_what_its_digits_say(backend, alpha):
+    module = network(("t", Encode(255, "isi", 256, alpha), "x"), ("y", Integrate(), "t"), shape=(3,), encoding=WHOLE)
+    x = np.array([[255, 100, -3]])
+    wanted = [math.floor(Fraction(str(alpha)) * 255 * abs(v) / 256) * (1 if v > 0 else -1) for v in x[0].tolist()]
+    assert interpreter.run(module, x, "y")["y"].tolist() == [wanted]
+    found = driver.backend_of(backend).prepare(module).run(x, "*")
+    assert found["y"].tolist() == [wanted]
+    np.testing.assert_array_equal(found["t"], interpreter.run(module, x, "t")["t"])
+
+
+def test_intervals_that_no_register_counts_are_refused():
+    with pytest.raises(SpirError, match=r"E-VRANGE.*intervals of"):
+        infer(Encode(255, "isi", 255, 0.123456789012345678), (Tensor((1,), WHOLE),))
+    with pytest.raises(SpirError, match=r"alpha = 1\.0 and full = 0"):
+        infer(Encode(255, "isi", 0), (Tensor((1,), WHOLE),))
+
+
+def test_shares_of_a_leak_near_the_register_do_not_wrap():
+    op = NeuronCaLif(255, Array.of([1]), Array.of([3 * 2**57]), 2**57, 0, 9, 1.0)
+    current = Tensor((1,), Current(255, "rate", -9, 9, -5, 5, ONE))
+    assert op.reference((current,), np.zeros((255, 1, 1), np.int64)).sum() == 3
+    assert sum(op.fire(Numpy(), iter(np.zeros((255, 1, 1), np.int64)))).item() == 3
+
+
+def test_a_frame_range_holds_what_is_left_where_a_train_has_ended():
+    short = Current(3, "rate", -400, -200, -105, -77, ONE)
+    module = network(("r", NeuronCaLif(1, Array.of([1]), Array.of([0]), 9, -3, 3, 1.0), "x"), ("s", Add(), "r x"),
+                     shape=(1,), encoding=short)  # fmt: skip
+    train = module.types["s"].train
+    assert train is not None
+    assert train.frame == (-111, 6)
+    assert analyse(module)["s"].frame.hull == (-111, 6)
 
 
 def test_intervals_of_a_code_that_no_window_holds_are_refused():

@@ -99,6 +99,19 @@ def test_what_it_cannot_shorten_it_refuses(passes, text):
     assert text in str(refusal(integers(), passes))
 
 
+def test_codes_that_a_window_leaves_without_a_count_are_refused_by_name():
+    fine = network(
+        ("a", Quantize(0.5, 0, 15), "x"),
+        ("b", Requant(Array.of([99]), Array.of([0]), 1, 0, 1485, 0.01), "a"),
+        shape=(2,),
+    )
+    assert "%a has codes up to 15 and would have none in 50 of 1485 steps" in str(
+        refusal(fine, "shorten-window{steps=50}")
+    )
+    wide = network(("a", Quantize(0.5, 0, 99999), "x"), shape=(2,))
+    assert "%a has codes up to 99999, and windows have" in str(refusal(wide, "derive-thresholds{neuron=ca-lif}"))
+
+
 def test_reals_are_refused_with_the_pass_that_comes_before():
     module = network(("a", conv(3), "x"), ("b", Relu(), "a"), ("c", conv(2, 3, kernel=1), "b"))
     assert "finds no integers" in str(refusal(module, "shorten-window"))
