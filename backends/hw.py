@@ -27,7 +27,7 @@ from spir.ops.requant import Requant
 from spir.options import option
 from spir.ranges import Ranges, analyse
 from spir.text import show_node
-from spir.types import Interval, Real, Spikes, Tensor
+from spir.types import Interval, Real, Spikes
 
 
 @attrs.frozen
@@ -153,11 +153,6 @@ def _mergeable(name: str, module: Module, ranges: Ranges, accumulator: int) -> b
     # the maximum of sorted trains is the train of the maximum
     commutes = (LinearMap, MaxPool) if isinstance(encoding, Spikes) else LinearMap
     readers = [node for node in module.readers[name] if not isinstance(node.op, commutes)]
-    function = all(isinstance(n.op, Integrate) or (triple_of(n.op) is not None and not _told(n.type)) for n in readers)
+    function = all(isinstance(n.op, Integrate) or (triple_of(n.op) is not None and not n.type.timed) for n in readers)
     fits = max((ranges.value | ranges.prefix).bits) <= accumulator
-    return not _told(module.types[name]) and function and fits
-
-
-def _told(type_: Tensor) -> bool:
-    """Whether the frames of spikes are not known from what they decode to."""
-    return isinstance(type_.encoding, Spikes) and type_.encoding.code == "rate"
+    return not module.types[name].timed and function and fits

@@ -194,7 +194,7 @@ class _Executable:
             step = self.steps.get(node.result)
             last |= dict.fromkeys((*below, *(step.reads if step is not None else ()), node.result), node.result)
             own = frozenset((node.result,))
-            melted = step is None or (node.type.train is not None and (node.result in self.plain or _told(node.type)))
+            melted = step is None or (node.type.train is not None and (node.result in self.plain or node.type.timed))
             sources[node.result] = below | own if melted else own
         found: dict[str, list[str]] = {name: [] for name in self.module.types}
         for name, reader in last.items():
@@ -357,11 +357,6 @@ def _quantized(x: torch.Tensor, to: QuantizeLowering, held: torch.dtype) -> torc
     steps = (x.to(to.dtype) / to.scale).add_(0.5).floor_().clamp_(to.lo, to.hi)
     last = x.ndim == 4 and held == torch.float32
     return steps.to(dtype=held, memory_format=torch.channels_last if last else torch.preserve_format)
-
-
-def _told(type_: Tensor) -> bool:
-    """Whether frames are not known from what they decode to."""
-    return isinstance(type_.encoding, Spikes) and type_.encoding.code not in CODES
 
 
 def _counted(x: torch.Tensor, density: Fraction) -> torch.Tensor:

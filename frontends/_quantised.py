@@ -707,24 +707,24 @@ DEQUANTISERS: frozenset[Reader] = frozenset((dequantize, dequantize_per_channel)
 
 def dynamic(node: fx.Node) -> SpirError:
     """The refusal of scales that are found while the network runs."""
-    return error(
-        "unsupported",
-        f"{_word(node)} takes its scale from the data of each run: dynamic quantisation has no conversion",
-        from_=str(origin_of(node)),
-        toolkit=versions(),
-        fix="quantise statically: calibrate with samples, or train with fake quantisers, and convert",
+    return _unconvertible(
+        node,
+        "takes its scale from the data of each run: dynamic quantisation has no conversion",
+        "quantise statically: calibrate with samples, or train with fake quantisers, and convert",
     )
 
 
 def per_channel(node: fx.Node) -> SpirError:
     """The refusal of activations with a scale a channel."""
-    return error(
-        "unsupported",
-        f"{_word(node)} gives an activation one scale a channel, and a sum over channels needs one",
-        from_=str(origin_of(node)),
-        toolkit=versions(),
-        fix="quantise activations per tensor, and weights per channel",
+    return _unconvertible(
+        node,
+        "gives an activation one scale a channel, and a sum over channels needs one",
+        "quantise activations per tensor, and weights per channel",
     )
+
+
+def _unconvertible(node: fx.Node, what: str, fix: str) -> SpirError:
+    return error("unsupported", f"{_word(node)} {what}", from_=str(origin_of(node)), toolkit=versions(), fix=fix)
 
 
 # --- readers of layers --------------------------------------------------------------------------------------------

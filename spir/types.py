@@ -352,6 +352,11 @@ class Tensor:
         return self.encoding if isinstance(self.encoding, (Spikes, Current)) else None
 
     @property
+    def timed(self) -> bool:
+        """Whether it is spikes whose frames say more than what they decode to: when each of them comes."""
+        return isinstance(self.encoding, Spikes) and self.encoding.code == "rate"
+
+    @property
     def steps(self) -> int:
         """Frames: T for trains and currents, 1 otherwise."""
         return self.train.steps if self.train else 1

@@ -176,14 +176,11 @@ class NeuronCaLif(Neuron):
             due = xp.where(due > room, room, due)
             return xp.where(due < owed, owed, due)
 
-        for t, current in enumerate(itertools.chain([first], currents)):
+        silence = itertools.repeat(xp.zeros_like(first), self.drain)
+        for t, current in enumerate(itertools.chain([first], currents, silence)):
             v = v + current * mul
             if t < self.steps:
                 v = v + (whole + (t + 1) * rest // self.steps - t * rest // self.steps)
-            spikes = spiking(self._due(xp, v, threshold))
-            v, count = v - spikes * threshold, count + spikes
-            yield spikes
-        for _ in range(self.drain):
             spikes = spiking(self._due(xp, v, threshold))
             v, count = v - spikes * threshold, count + spikes
             yield spikes
