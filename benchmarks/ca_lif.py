@@ -1,7 +1,7 @@
 """Calcium-gated spikes against the integers of networks that were trained with quantisation: the claim is 0 mismatches.
 
     SPIR_DATA=path/to/data python -m benchmarks.ca_lif [--images N] [--networks qat_lenet5] [--ways ...] [--json out]
-    SPIR_DATA=path/to/data python -m benchmarks.ca_lif --sweep
+    SPIR_DATA=path/to/data python -m benchmarks.ca_lif --sweep [--plot docs/ca_lif_steps.png]
 
 The networks are the converted graphs of a quantisation toolkit (see `benchmarks.train_qat`). Their integer network, the
 module behind propagate-scales, runs on the interpreter; what neurons count and the output are compared with it on all
@@ -14,7 +14,8 @@ test images, every frame stepped:
 * ``events``: one input spike a frame, in any order over the whole image.
 
 Accuracy of the toolkit's own graph, of the integers and of the spikes stands beside. ``--sweep`` measures accuracy for
-windows of 8 to 512 steps. Lines are written to ``--json`` as soon as they are known.
+windows of 8 to 512 steps; ``--plot`` draws it. Lines are written to ``--json`` as soon as they are known, one for every
+``--slice`` images; what is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import attrs
+import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -95,6 +99,14 @@ class Outcome:
     """Counts at the upper end of their range."""
     seconds: float
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """The same of more images."""
+        whole = self.images + other.images
+        mine, more = attrs.asdict(self), attrs.asdict(other)
+        shares = {k: (v * self.images + more[k] * other.images) / whole for k, v in mine.items() if "accuracy" in k}
+        sums = {k: v + more[k] for k, v in mine.items() if k not in ("network", "way", "steps", "frames", *shares)}
+        return attrs.evolve(self, **shares, **sums)
+
 
 def spiking(integers: Module, way: str) -> Module:
     """The network of calcium-gated neurons."""
@@ -155,6 +167,10 @@ class Subject:
         integers = spir.compile(graph, TO_INTEGERS, example=x[:4], check="off").module
         return cls(name, graph, integers, x[:images], y[:images])
 
+    def part(self, first: int, count: int) -> Subject:
+        """Some of the images."""
+        return attrs.evolve(self, x=self.x[first : first + count], y=self.y[first : first + count])
+
     def accuracy(self, logits: npt.NDArray[Any]) -> float:
         """In per cent."""
         return 100 * float((logits.reshape(len(logits), -1).argmax(axis=1) == self.y[: len(logits)]).mean())
@@ -165,10 +181,11 @@ class Subject:
             parts = [self.graph(torch.from_numpy(self.x[i : i + 100])).numpy() for i in range(0, len(self.x), 100)]
         return self.accuracy(np.concatenate(parts))
 
-    def measure(self, way: str, toolkit: float) -> Outcome:
+    def measure(self, way: str, seed: int) -> Outcome:
         """Every image one way; see the module."""
+        toolkit = self.toolkit()
         module = whole = spiking(self.integers, way)
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         (encoder,) = (n for n in whole.nodes if isinstance(n.op, Encode))
         window = encoder.type.steps
         code = self.integers.types[encoder.operands[0]]
@@ -271,28 +288,55 @@ def show(found: list[Outcome]) -> Table:
     return table
 
 
+def draw(curves: dict[str, list[float]], path: Path) -> None:
+    """Accuracy over steps, one curve a network; a line at the steps that its largest code needs."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, accuracy in curves.items():
+        (curve,) = axes.plot(WINDOWS, accuracy, marker="o", markersize=3, label=name)
+        axes.axvline(127 if name.endswith("7bit") else 255, color=curve.get_color(), linewidth=0.5, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([8, 16, 32, 64, 128, 256, 512], labels=["8", "16", "32", "64", "128", "256", "512"])
+    axes.set_xlabel("steps T (dotted: as many as the largest code)")
+    axes.set_ylabel("accuracy of the spikes, %")
+    axes.legend()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
 def main() -> int:
     """Measures what is asked for; exit status 1 where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--networks", default=",".join(NETWORKS[:2]))
     parser.add_argument("--ways", default=",".join(WAYS[:6]))
+    parser.add_argument("--slice", type=int, default=100)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    parts: list[Outcome] = []
+    if asked.json is not None and asked.json.exists():
+        parts = [Outcome(**line) for line in json.loads(asked.json.read_text())]
     lines: list[Outcome] = []
+    curves: dict[str, list[float]] = {}
     for name in asked.networks.split(","):
         subject = Subject.of(name, asked.images)
         if asked.sweep:
+            curves[name] = []
             for steps in WINDOWS:
-                log(f"{name} T = {steps}: {subject.swept(steps):.2f} %")
+                curves[name].append(subject.swept(steps))
+                log(f"{name} T = {steps}: {curves[name][-1]:.2f} %")
             continue
-        toolkit = subject.toolkit()
         for way in asked.ways.split(","):
-            lines.append(subject.measure(way, toolkit))
-            if asked.json is not None:
-                asked.json.write_text(json.dumps([attrs.asdict(line) for line in lines], indent=1) + "\n")
+            known = [p for p in parts if (p.network, p.way) == (name, way)]
+            for first in range(sum(p.images for p in known), len(subject.x), asked.slice):
+                known.append(subject.part(first, asked.slice).measure(way, first))
+                parts.append(known[-1])
+                if asked.json is not None:
+                    asked.json.write_text(json.dumps([attrs.asdict(part) for part in parts], indent=1) + "\n")
+            lines.append(reduce(add, known))
+    if asked.plot is not None and curves:
+        draw(curves, asked.plot)
     if lines:
         Console(width=200).print(show(lines))
     return int(any(line.mismatches + line.frame_mismatches for line in lines))

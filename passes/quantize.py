@@ -38,7 +38,8 @@ class Quantize(Pass):
     Constants per channel sink through pools, moves and concatenations and fold into the weights that read them. Clips
     that meet in a concatenation share one step: clip -> scale{g}(dequantize(quantize(scale{1 / g}(x)))), so that each
     keeps its own range. Where another sum over channels reads a weighted value before any activation, its channels
-    share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is code 0. A
+    share one weight_scale. The input and signed ranges take -2^(b-1)..2^(b-1)-1, others 0..2^b-1; zero is code 0. With
+    ``input = unsigned`` it takes 0..2^b-1: raw pixels of 8 bits, which the model itself normalises, stay exact. A
     qcfs keeps its levels: shift{psi}, then the same gains, one a channel, with the rise of phi in the last.
     Scales are rounded to float32, so that the product of two is an exact float64.
     """
@@ -46,6 +47,7 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     bits: int = option(8, "bits of activations, and of weights unless `weights` says otherwise", ge=2, le=16)
     weights: int | None = option(None, "bits of weights", ge=2, le=16)
+    input: str = option("signed", "codes of the input; unsigned for raw pixels", one_of=("signed", "unsigned"))
     float_weights: bool = option(False, "leave weights as they are, for backends that multiply spikes by floats")
 
     def contract(self) -> Contract:
@@ -56,6 +58,8 @@ class Quantize(Pass):
         """Refuses activations without a range, all at once; then quantises."""
         if self.float_weights and self.weights is not None:
             raise error("option", f"{self.name}: float weights have no bits", fix="weights or float_weights")
+        if self.input == "unsigned":
+            raise_all(refusal for node in module.nodes if (refusal := self._below(node, module)) is not None)
         raise_all(
             refusal
             for node in module.nodes
@@ -83,6 +87,16 @@ class Quantize(Pass):
             f"%{node.result} has no range to divide into {2**self.bits} steps",
             from_=str(node.origin),
             fix="run calibrate-range before quantize, over the same layers",
+        )
+
+    def _below(self, node: Node, module: Module) -> SpirError | None:
+        if not isinstance(node.op, Clip) or not module.enters(node) or node.op.lo.values.min() >= 0:
+            return None
+        return error(
+            "option",
+            f"{self.name}: the input goes down to {node.op.lo.values.min():.4g}, and unsigned codes begin at 0",
+            from_=str(node.origin),
+            fix="input=signed; or feed raw pixels to a model that normalises them itself, which folds into weights",
         )
 
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
@@ -138,7 +152,7 @@ class Quantize(Pass):
             return QuantizeOp(step, -node.op.levels * node.op.signed, node.op.levels)
         assert isinstance(node.op, Clip)  # the callers asked
         lo, hi = float(node.op.lo.values.min()), float(node.op.hi.values.max())
-        if lo < 0 or module.enters(node):
+        if lo < 0 or (module.enters(node) and self.input == "signed"):
             top = 2 ** (self.bits - 1) - 1
             return QuantizeOp(short(max(-lo, hi) / top), -top - 1, top)
         top = 2**self.bits - 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import attrs
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def lenet5() -> Subject:
 
 @pytest.mark.parametrize("way", [w for w in ca_lif.WAYS if w != "events"])
 def test_counts_are_the_integers_of_the_quantised_network_however_spikes_come(way):
-    found = lenet5().measure(way, 100.0)
+    found = lenet5().measure(way, 0)
     assert (found.mismatches, found.frame_mismatches) == (0, 0)
     assert found.integer_accuracy == found.spiking_accuracy == 100.0
     assert found.elements > 0
@@ -44,7 +46,7 @@ def test_counts_are_the_integers_of_the_quantised_network_however_spikes_come(wa
 def test_one_spike_after_the_other_counts_the_same():
     subject = lenet5()
     one = attrs.evolve(subject, x=subject.x[:1] / 8, y=subject.y[:1])  # a dim image has few spikes
-    found = one.measure("events", 100.0)
+    found = one.measure("events", 0)
     assert found.mismatches == 0
     assert found.frames > 500  # as many as the image has spikes, and those that round
 
@@ -57,7 +59,7 @@ def test_a_wrong_threshold_is_found():
     nodes = tuple(attrs.evolve(n, op=wrong) if n is first else n for n in module.nodes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ca_lif, "spiking", lambda *_: attrs.evolve(module, nodes=nodes))
-        assert subject.measure("serial", 100.0).mismatches > 0
+        assert subject.measure("serial", 0).mismatches > 0
 
 
 def test_shuffled_trains_hold_the_same_spikes_and_single_ones_come_alone():
@@ -73,3 +75,27 @@ def test_shuffled_trains_hold_the_same_spikes_and_single_ones_come_alone():
     assert np.abs(alone).sum(axis=(1, 2, 3)).max() == 1
     module, before = fed_with_trains(spiking(lenet5().integers, "serial"), 300, (-1, 1))
     assert (module.input.type.steps, module.input.type.shape) == (300, before.shape)
+
+
+def test_a_run_goes_on_where_its_file_ends(tmp_path, monkeypatch, capsys):
+    subject = lenet5()
+    monkeypatch.setattr(Subject, "of", lambda *_: subject)
+    path = tmp_path / "lines.json"
+    words = ["ca_lif", "--networks", "qat_lenet5_7bit", "--ways", "parallel", "--slice", "4", "--json", str(path)]
+    monkeypatch.setattr("sys.argv", words)
+    assert ca_lif.main() == 0
+    assert [(part["images"], part["mismatches"]) for part in json.loads(path.read_text())] == [(4, 0), (2, 0)]
+    path.write_text(json.dumps(json.loads(path.read_text())[:1]))
+    measured = []
+    wrapped = Subject.measure
+    monkeypatch.setattr(Subject, "measure", lambda s, *given: measured.append(len(s.x)) or wrapped(s, *given))
+    assert ca_lif.main() == 0
+    assert measured == [2]
+    assert len(json.loads(path.read_text())) == 2
+    assert "qat_lenet5_7bit" in capsys.readouterr().out
+
+
+def test_a_sweep_is_drawn(tmp_path):
+    accuracy = [60.0 + i for i in range(len(ca_lif.WINDOWS))]
+    ca_lif.draw({"qat_lenet5_7bit": accuracy, "qat_lenet5": accuracy}, tmp_path / "steps.png")
+    assert plt.imread(tmp_path / "steps.png").std() > 0.1  # lines on white

@@ -27,6 +27,7 @@ from spir.ops.slice import Slice
 from spir.ops.upsample import Upsample
 from tests.unit.small_networks import (
     BIAS,
+    IMAGE,
     TO_INTEGERS,
     conv,
     images,
@@ -284,3 +285,42 @@ def test_thresholds_of_the_input_are_one_because_nothing_multiplies_before_it():
         "a.code = quantize x",
         "a = dequantize a.code",
     ]
+
+
+def normalising() -> Module:
+    """A padded convolution behind the normalisation of raw pixels."""
+    return network(
+        ("centred", Shift(Array.of([-0.5, -0.3])), "x"),
+        ("normal", Scaling(Array.of([4.0, 5.0])), "centred"),
+        ("a", conv(3, padding=(1, 1, 1, 1), bias=Array.of([0.1, -0.2, 0.3])), "normal"),
+        ("b", Relu(), "a"),
+        ("c", conv(2, 3, kernel=1), "b"),
+    )
+
+
+def test_raw_pixels_keep_all_their_codes_and_the_normalisation_folds_even_at_padded_borders():
+    pixels = np.random.default_rng(5).integers(0, 256, (8, *IMAGE))
+    pixels[0, 0, 0, 0] = 255
+    x, module = pixels / 255, normalising()
+    passes = "calibrate-range, quantize{bits=8, weights=16, input=unsigned}, propagate-scales"
+    after = run(module, passes, x)
+    (entering, *rest) = ops_of(after, Quantize)
+    assert not rest
+    assert (entering.op.lo, entering.op.hi) == (0, 255)
+    codes = interpreter.run(after, x, entering.result)[entering.result]
+    np.testing.assert_array_equal(codes, pixels)
+    (first, *_) = ops_of(after, Conv2d)
+    assert first.operands == (entering.result,)
+    assert not list(ops_of(after, Shift))
+    found, wanted = after.types["b"].decode(interpreter.run(after, x, "b")["b"]), interpreter.run(module, x, "b")["b"]
+    step = float(max(after.types["b"].encoding.scale.values))
+    np.testing.assert_allclose(found, wanted, atol=0.51 * step)
+
+
+def test_unsigned_codes_are_refused_for_an_input_below_zero():
+    assert text_of(refusal(normalising(), "calibrate-range, quantize{input=unsigned}", -np.ones((2, *IMAGE)))) == (
+        "error[option]: quantize: the input goes down to -1, and unsigned codes begin at 0\n"
+        "       from: input (net.py line 7)\n"
+        "       pass: quantize{input=unsigned}\n"
+        "        fix: input=signed; or feed raw pixels to a model that normalises them itself, which folds into weights"
+    )
