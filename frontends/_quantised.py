@@ -9,6 +9,7 @@ layer on the toolkit's own codes, and every integer must be the toolkit's.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import inspect
 import math
@@ -26,6 +27,11 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from spir.errors import SpirError, error, located, raise_all
+from spir.frontends import _arithmetic as arithmetic
+from spir.frontends import _layers as layers
+from spir.frontends import _shapes as shapes
+from spir.frontends import _windows as windows
+from spir.frontends._reading import Shaped
 from spir.frontends._trace import floats, holds, two_samples
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
 from spir.ops._linear import WeightedMap, channelwise
@@ -34,11 +40,9 @@ from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
 from spir.ops.concat import Concat
-from spir.ops.conv2d import Conv2d
 from spir.ops.dequantize import Dequantize
 from spir.ops.flatten import Flatten
 from spir.ops.global_avg_pool import GlobalAvgPool
-from spir.ops.linear import Linear
 from spir.ops.max_pool import MaxPool
 from spir.ops.pad import Pad
 from spir.ops.permute import Permute
@@ -46,6 +50,7 @@ from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.reshape import Reshape
 from spir.ops.slice import Slice
+from spir.ops.upsample import Upsample
 from spir.types import Real, Reals, Shape, Tensor
 from spir.verify import verify
 
@@ -55,7 +60,6 @@ FINE = 10
 """Where a toolkit pools or adds activations that it did not quantise: bits below the step of the code that follows."""
 UNIT = 2.0**-53
 SAMPLES = 8
-Sizes = int | Sequence[int]
 Ends = tuple[float, float]
 OPEN: Ends = (-math.inf, math.inf)
 
@@ -121,6 +125,11 @@ class Weight:
     axis: int = 0
 
     @property
+    def shape(self) -> Shape:
+        """Outputs first."""
+        return self.codes.shape
+
+    @property
     def reals(self) -> Reals:
         """What it stands for."""
         return np.asarray(self.codes * np.moveaxis(channelwise(self.scale, self.codes.ndim), 0, self.axis))
@@ -136,11 +145,9 @@ class Made:
 
 
 @attrs.frozen(eq=False)
-class Flow:
+class Flow(Value):
     """A value of the module, the clip that it still awaits, and what is proved of it."""
 
-    name: str
-    type: Tensor
     clip: Ends = OPEN
     codes: Codes | None = None
     made: Made | None = None
@@ -150,11 +157,6 @@ class Flow:
     """No magnitude is larger."""
     doubt: float = 0.0
     """How far float64 may be from the exact value."""
-
-    @property
-    def shape(self) -> Shape:
-        """Of a sample."""
-        return self.type.shape
 
 
 @attrs.frozen(eq=False)
@@ -209,7 +211,7 @@ class Toolkit:
 
 
 class _Answers(fx.Interpreter):
-    """The toolkit's own graph on samples; keeps its codes, constants and shapes, and runs nothing that nobody reads."""
+    """The toolkit's own graph on samples; keeps its codes, constants and shapes, and sees what it overwrites."""
 
     def __init__(self, model: fx.GraphModule, toolkit: Toolkit) -> None:
         super().__init__(model)
@@ -218,24 +220,38 @@ class _Answers(fx.Interpreter):
         self.fed: set[fx.Node] = set()
         self.codes: dict[fx.Node, NDArray[np.int64]] = {}
         self.constants: dict[fx.Node, Any] = {}
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.shapes: dict[fx.Node, tuple[tuple[int, ...], ...]] = {}
         self.current: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
-        if n.op not in ("placeholder", "output") and not n.users:
+        if not n.users and n.target == "_guards_fn":  # it compares sizes with those of the export
             return None
         if n.op == "placeholder" or not self.fed.isdisjoint(n.all_input_nodes):
             self.fed.add(n)
+        before = {m: v._version for m, v in self.env.items() if isinstance(v, torch.Tensor)}
         result = super().run_node(n)
+        self._refuse_overwriting(n, before)
         if n not in self.fed or not holds(result, torch.Tensor):
             self.constants[n] = result
-        elif isinstance(result, torch.Tensor):
-            self.shapes[n] = tuple(result.shape)
+        elif n.op != "output":
+            parts = result if isinstance(result, tuple | list) else (result,)
+            self.shapes[n] = tuple(tuple(part.shape) for part in parts if isinstance(part, torch.Tensor))
             found = self.toolkit.reader(n, self.module) if n.op != "placeholder" else None  # type: ignore[arg-type]
             if found is not None and found[0] in QUANTISERS:
                 self.codes[n] = self.toolkit.stored(result).numpy().astype(np.int64)
         return result
+
+    def _refuse_overwriting(self, n: fx.Node, before: Mapping[fx.Node, int]) -> None:
+        """Refuses a call that writes to a tensor, or to a view of one, that is read later."""
+        read = [m for m in before if m not in self.user_to_last_uses.get(n, ())]
+        if any(self.env[m]._version != before[m] for m in read if m in self.fed):
+            raise error(
+                "unsupported",
+                f"{_word(n)} writes to a tensor that others read",
+                from_=str(origin_of(n)),
+                fix="use the form that is not in place: inplace=False, x.relu()",
+            )
 
 
 @attrs.frozen(eq=False)
@@ -246,8 +262,8 @@ class Run:
     output: torch.Tensor
     codes: Mapping[fx.Node, NDArray[np.int64]]
     constants: Mapping[fx.Node, Any]
-    shapes: Mapping[fx.Node, Shape]
-    """Per sample."""
+    shapes: Mapping[fx.Node, tuple[Shape, ...]]
+    """Per sample: one shape, or one for each of several results."""
 
     def quantiser(self, node: fx.Node) -> list[Any]:
         """Scale, zero point and what else a quantiser of the graph is given."""
@@ -265,7 +281,7 @@ class Run:
 
         Raises:
             SpirError[data]: an example that is no batch of floats, or that the graph does not take.
-            SpirError[unsupported]: a graph of several inputs or results.
+            SpirError[unsupported]: a graph of several inputs or results, or one that overwrites what is read later.
             SpirError[usage]: torchao is missing.
         """
         inputs = [n for n in model.graph.nodes if n.op == "placeholder"]
@@ -281,23 +297,24 @@ class Run:
         parts = [torch.cat([part, samples[: size - len(part)]]) for part in samples.split(size)] if size else [samples]
         while size and any(len(part) < size for part in parts):
             parts = [torch.cat([part, part])[:size] for part in parts]
-        runs = [_answers(model, toolkit, part) for part in parts]
+        runs = [_answers(model, toolkit, part, given) for part in parts]
         outputs = [_one(answer) for _, answer in runs]
         first = runs[0][0]
         kept = len(samples)
-        for node, shape in first.shapes.items():
+        for node, shape in ((node, shape) for node, several in first.shapes.items() for shape in several):
             if not shape or shape[0] != len(parts[0]):
                 raise error(
                     "unsupported",
                     f"{node.name} gives shape {list(shape)} for {len(parts[0])} samples: the batch axis is not first",
+                    from_=str(origin_of(node)),
                     fix="keep the batch axis first, and one more: x.flatten(1), x.mean((2, 3))",
                 )
         codes = {n: np.concatenate([run.codes[n] for run, _ in runs])[:kept] for n in first.codes}
-        shapes = {n: shape[1:] for n, shape in first.shapes.items()}
-        return cls(samples, torch.cat(outputs)[:kept], codes, first.constants, shapes)
+        per_sample = {n: tuple(shape[1:] for shape in several) for n, several in first.shapes.items()}
+        return cls(samples, torch.cat(outputs)[:kept], codes, first.constants, per_sample)
 
 
-def _answers(model: fx.GraphModule, toolkit: Toolkit, part: torch.Tensor) -> tuple[_Answers, Any]:
+def _answers(model: fx.GraphModule, toolkit: Toolkit, part: torch.Tensor, given: torch.Tensor) -> tuple[_Answers, Any]:
     run = _Answers(model, toolkit)
     try:
         return run, run.run(part.clone())
@@ -311,7 +328,7 @@ def _answers(model: fx.GraphModule, toolkit: Toolkit, part: torch.Tensor) -> tup
             ) from None
         raise error(
             "data",
-            f"the graph fails on an example of shape {list(part.shape)}",
+            f"the graph fails on an example of shape {list(given.shape)}, of which it was given {len(part)} samples",
             from_=str(origin_of(run.current)),
             torch=_first_line(failure),
             fix="give one or more samples as the converted model takes them, with the batch axis",
@@ -327,9 +344,10 @@ def _one(answer: Any) -> torch.Tensor:
     while isinstance(answer, tuple | list) and len(answer) == 1:
         (answer,) = answer
     if not isinstance(answer, torch.Tensor):
-        many = len(answer) if isinstance(answer, tuple | list | dict) else 0
-        what = f"{many} results" if many else f"a {type(answer).__name__}"
-        raise error("unsupported", f"the graph returns {what}, and one tensor converts", fix="return the logits alone")
+        several = isinstance(answer, tuple | list | dict)
+        what = f"a {type(answer).__name__.removeprefix('immutable_')}" + (f" of {len(answer)}" if several else "")
+        fix = "wrap the model in one that returns the logits alone, and quantise that"
+        raise error("unsupported", f"the graph returns {what}, and one tensor converts", fix=fix)
     return answer
 
 
@@ -352,7 +370,10 @@ def origin_of(node: fx.Node | None) -> Origin:
     """The module and the source line that a node was made of, as far as the toolkit kept them."""
     if node is None:
         return Origin()
-    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or node.stack_trace or ""))
+    traced = node
+    while not (traced.meta.get("stack_trace") or traced.stack_trace) and traced.all_input_nodes:
+        traced = traced.all_input_nodes[0]  # a quantiser that the toolkit put in has the line of what it quantises
+    frames = re.findall(r'File "([^"]+)", line (\d+)', str(traced.meta.get("stack_trace") or traced.stack_trace or ""))
     own = [(Path(file).name, line) for file, line in frames if f"{Path('site-packages', 'torch')}" not in file]
     place = f"{own[-1][0]} line {own[-1][1]}" if own else ""
     return Origin(_path(node), ", ".join(part for part in (_word(node), place) if part))
@@ -419,22 +440,31 @@ class Reading:
             return
         if node in self.answers.constants and fed:  # a size
             return
+        with located(from_=str(origin_of(node))):
+            reader, bound = self.bound(node)
+            value = reader(*bound.args, **bound.kwargs)
+            given = [v.type.shape for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Flow)]
+            wanted = self.answers.shapes.get(node, ())
+            if given and given != list(wanted):
+                shown = " and ".join(str(list(shape)) for shape in wanted)
+                raise Call(self, node).refuse(f"to shape {shown} a sample", "use whole windows and shapes")
+        self.values[node] = value
+
+    def bound(self, node: fx.Node) -> tuple[Reader, inspect.BoundArguments]:
+        """The reader of a call and its arguments; None stands for what is not read yet."""
+        found = self.toolkit.reader(node, self.model)
         assert found is not None  # `survey` came first
         reader, attributes = found
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        kwargs = {"x" if name == "input" else name: value for name, value in kwargs.items()}
+        args, kwargs = fx.node.map_arg((list(node.args), dict(node.kwargs)), self.values.get)
+        if "input" in kwargs:
+            args = [kwargs.pop("input"), *args]
         call = Call(self, node)
-        with located(from_=str(origin_of(node))):
-            try:
-                bound = inspect.signature(reader).bind(call, *args, **kwargs, **attributes)
-            except TypeError:
-                raise call.refuse("with these arguments", "leave the extra arguments out") from None
-            value = reader(*bound.args, **bound.kwargs)
-            if isinstance(value, Flow) and value.shape != self.answers.shapes[node]:
-                raise call.refuse(
-                    f"to shape {list(self.answers.shapes[node])} a sample", "use whole windows and shapes"
-                )
-        self.values[node] = value
+        try:
+            bound = inspect.signature(reader).bind(call, *args, **kwargs, **attributes)
+        except TypeError:
+            raise call.refuse("with these arguments", "leave the extra arguments out") from None
+        bound.apply_defaults()
+        return reader, bound
 
     def append(self, op: Op, names: Sequence[str], base: str, origin: Origin) -> tuple[str, Tensor]:
         """Appends an op on named values."""
@@ -523,35 +553,72 @@ def live(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
 
 
 @attrs.frozen(eq=False)
-class Call:
-    """One call of a toolkit's graph, as its reader sees it."""
+class Call(Shaped[Flow]):
+    """One call of a toolkit's graph, as its reader sees it: a reader of torch_fx or one of those below."""
 
     reading: Reading
     node: fx.Node
+    scale: Array | None = None
+    """Of the integer weights of the layer that is called."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """What the call gives, per sample: one shape, or one for each of several results."""
+        return self.reading.answers.shapes[self.node]
 
     @property
     def shape(self) -> Shape:
-        """What the call gives, per sample."""
-        return self.reading.answers.shapes[self.node]
+        """What the call gives, per sample, where it gives one tensor."""
+        return self.shapes[0]
 
     def refuse(self, what: str, fix: str) -> SpirError:
         """The refusal of this call for a reason, with the toolkit's versions."""
         word = f"{_word(self.node)} {what}".strip()
         return error("unsupported", f"{word} has no conversion", toolkit=versions(), fix=fix)
 
-    def array(self, values: Any) -> Array:
-        """A constant in float64.
+    def array(self, values: Any, source: object = None) -> Array:
+        """A constant in float64; of quantised weights the integers. ``source`` is for other readers' parameters.
 
         Raises:
-            SpirError[weights]: NaN or infinite values, with the name of the node.
+            SpirError[weights]: NaN or infinite values.
+            SpirError[unsupported]: what depends on the input.
         """
+        del source  # a graph does not tell
         if isinstance(values, Weight):
-            return Array.of(values.reals)
+            return Array.of(values.codes)
         if not isinstance(values, torch.Tensor):
             raise self.refuse("with weights that depend on the input", "make the weights parameters")
         return Array.of(values.detach().double().numpy())
 
-    def emit(self, op: Op, *operands: Flow, reach: float, doubt: float) -> Flow:
+    def optional(self, values: Any) -> Array | None:
+        """A constant that may be missing."""
+        return None if values is None else self.array(values)
+
+    def emit(self, op: Op, *operands: Flow) -> Flow:
+        """Appends the op of a reader of torch_fx, in its place among codes and clips.
+
+        Raises:
+            SpirError[unsupported]: an op that codes do not take.
+        """
+        (x,) = operands
+        if isinstance(op, _MOVES):
+            return self.moved(op, x)
+        if isinstance(op, AvgPool):
+            return self.mean(op, x, op.divisor)
+        if isinstance(op, GlobalAvgPool):
+            return self.mean(op, x, op.positions)
+        if isinstance(op, WeightedMap):
+            return self.weighted(attrs.evolve(op, weight_scale=self.scale), x)
+        if isinstance(op, BatchNorm):
+            return self.normed(op, x)
+        fix = "let every mean divide by its window: leave count_include_pad=False, divisor_override and ceil_mode out"
+        raise self.refuse("with divisors of its own", fix)
+
+    def beside(self, op: Op, *operands: Flow) -> Flow:
+        """Appends a step that prepares or completes the op of a reader."""
+        return self.emit(op, *operands)
+
+    def append(self, op: Op, *operands: Flow, reach: float, doubt: float) -> Flow:
         """Appends an op on values without a clip."""
         origin = origin_of(self.node)
         name, made = self.reading.append(op, [o.name for o in operands], origin.path or op.name, origin)
@@ -561,9 +628,46 @@ class Call:
         """An op that moves values or takes the largest of them: clips, codes and what is proved pass it."""
         if isinstance(op, Pad) and not x.clip[0] <= 0 <= x.clip[1]:
             x = self.settled(x)
-        found = self.emit(op, x, reach=x.reach, doubt=x.doubt)
+        found = self.append(op, x, reach=x.reach, doubt=x.doubt)
         made = None if x.made is None else attrs.evolve(x.made, moves=(*x.made.moves, op))
         return attrs.evolve(found, clip=x.clip, codes=x.codes, made=made)
+
+    def mean(self, op: Op, x: Flow, count: int) -> Flow:
+        """A mean of windows of so many values."""
+        read = self.settled(x, count)
+        seen = read.reach if math.isfinite(read.reach) else self.reading.largest
+        return self.append(op, read, reach=read.reach, doubt=read.doubt + (count + 1) * UNIT * seen)
+
+    def weighted(self, op: WeightedMap, x: Flow) -> Flow:
+        """A layer of weights."""
+        read = self.settled(x)
+        weight = op.weights(np.zeros(0), real=True)
+        terms = weight[0].size
+        gain = float(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max())
+        bias = 0.0 if op.bias is None else float(np.abs(op.bias.values).max())
+        seen = read.reach if math.isfinite(read.reach) else self.reading.largest
+        doubt = gain * read.doubt + (terms + 3) * UNIT * (gain * seen + bias)
+        made = self.append(op, read, reach=gain * read.reach + bias if gain else bias, doubt=doubt)
+        return attrs.evolve(made, linear=(op, read))
+
+    def normed(self, op: BatchNorm, x: Flow) -> Flow:
+        """A batch norm that the toolkit left: folded into the layer before it, where there is one."""
+        gain, offset = op.affine()
+        if x.linear is None or x.clip != OPEN:
+            read, largest = self.settled(x), float(np.abs(gain).max())
+            reach = largest * read.reach + float(np.abs(offset).max())
+            seen = reach if math.isfinite(reach) else largest * self.reading.largest
+            return self.append(op, read, reach=reach, doubt=read.doubt * largest + 4 * UNIT * seen)
+        layer, operand = x.linear
+        own = 0.0 if layer.bias is None else layer.bias.values
+        codes, scale = layer.weight.values, layer.weight_scale
+        if scale is None:
+            folded = attrs.evolve(layer, weight=Array.of(codes * channelwise(gain, codes.ndim)))
+        else:
+            signed = codes * channelwise(np.sign(gain).astype(np.int64), codes.ndim)
+            steps = scale.values * np.where(gain == 0, 1.0, np.abs(gain))
+            folded = attrs.evolve(layer, weight=Array.of(signed), weight_scale=Array.of(steps))
+        return self.weighted(attrs.evolve(folded, bias=Array.of(own * gain + offset)), operand)
 
     def settled(self, x: Any, window: int = 0) -> Flow:
         """An operand with its clip applied: in the range of its codes, or else in fine steps of the code that follows.
@@ -585,37 +689,66 @@ class Call:
         if follows is None or not math.isfinite(min(read.reach, max(map(abs, read.clip)))):
             raise self.refuse(
                 f"of the activation %{read.name}, which the toolkit did not quantise,",
-                "give the quantiser a configuration that annotates every activation that a layer reads",
+                "let the toolkit quantise it: annotate the activation, the pool or the sum in its configuration",
             )
-        step = follows.scale * 2.0**-FINE
+        step, largest = follows
         lo, hi = max(read.clip[0], -read.reach), min(read.clip[1], read.reach)
         if window and lo >= 0:
-            hi = min(hi, window * (follows.hi + 0.5) * follows.scale)
+            hi = min(hi, window * largest)
         ends = [math.floor(end / step + 0.5) for end in (lo, hi)]
         if hi < read.clip[1] and not ends[0]:
             ends[1] = 2 ** ends[1].bit_length() - 1  # no value is larger: a range that neurons have
         codes = Codes(step, ends[0], ends[1], 0)
-        place = f"in 2^-{FINE} of the step that follows"
+        place = f"not quantised by the toolkit: read in 2^-{FINE} of the step that follows"
         origin = origin_of(self.node)
         origin = attrs.evolve(origin, place=", ".join(p for p in (origin.place, place) if p))
         found = reading.fake(read, codes, None, origin, f"{read.name}.fine")
         return attrs.evolve(found, codes=None, doubt=found.doubt + read.doubt)
 
-    def following(self) -> Codes | None:
-        """The finest quantiser that the result of this call reaches before a layer with weights does."""
-        found: list[Codes] = []
-        waiting, seen = list(self.node.users), set[fx.Node]()
+    def following(self) -> Ends | None:
+        """The steps that an operand of this call may take, and the largest result of this call that is told apart.
+
+        Half a step, times what batch norms make of it, over all operands of the sums that follow, is at most 2^-11 of
+        every code. A result may be cut off where nothing but moves, clips and quantisers follow; else none is.
+        None: the result reaches a layer or the output without a quantiser.
+        """
+        steps: list[float] = []
+        largest = 0.0
+        waiting: list[tuple[fx.Node, float]] = [(self.node, 1.0)]
         while waiting:
-            node = waiting.pop()
-            reader = self.reading.toolkit.reader(node, self.reading.model)
-            if node in seen or reader is None or reader[0] in LAYERS:
+            node, gain = waiting.pop()
+            if node.op == "output":
+                return None
+            found = self.reading.toolkit.reader(node, self.reading.model)
+            if found is None or found[0] in SIZES or not node.users:
                 continue
-            seen.add(node)
-            if reader[0] in QUANTISERS:
-                found.append(codes_of(*self.reading.answers.quantiser(node)))
-            else:
-                waiting += node.users
-        return min(found, key=lambda c: c.scale, default=None)
+            reader = found[0]
+            if reader in LAYERS:
+                return None
+            if reader in QUANTISERS:
+                codes = codes_of(*self.reading.answers.quantiser(node))
+                steps.append(codes.scale * 2.0**-FINE / gain)
+                largest = max(largest, (codes.hi + 0.5) * codes.scale)
+                continue
+            if reader in _NORMS:
+                gain *= self._gain(self.reading.bound(node)[1].arguments)
+            elif reader is add:
+                gain *= 2
+            if node is not self.node and not _keeps_order(reader):
+                largest = math.inf
+            waiting += ((user, gain) for user in node.users)
+        return (min(steps), largest) if steps else None
+
+    def _gain(self, given: Mapping[str, Any]) -> float:
+        """The largest factor of a batch norm."""
+        weight = 1.0 if given["weight"] is None else self.array(given["weight"]).values
+        if given["running_var"] is None:
+            return math.inf
+        factors = np.abs(weight / np.sqrt(self.array(given["running_var"]).values + given["eps"]))
+        return max(float(factors.max()), 2.0**-FINE)
+
+
+_MOVES = (MaxPool, Pad, Permute, Reshape, Flatten, Slice, Upsample)
 
 
 def codes_of(scale: Any, zero_point: Any, *ends: Any, **named: Any) -> Codes:
@@ -653,12 +786,8 @@ def quantize(call: Call, x: Flow, scale: Any, zero_point: Any, *ends: Any, **nam
     if isinstance(scale, Flow) or isinstance(zero_point, Flow):
         raise dynamic(call.node)
     given = codes_of(scale, zero_point, *ends, **named)
-    lo, hi = (end / given.scale for end in x.clip)
-    codes = attrs.evolve(
-        given,
-        lo=given.lo if lo <= given.lo else math.floor(lo + 0.5),
-        hi=given.hi if hi >= given.hi else math.floor(hi + 0.5),
-    )
+    lo, hi = (np.rint(np.float32(end) * np.float32(1 / given.scale)) for end in x.clip)  # a tie as the toolkit does
+    codes = attrs.evolve(given, lo=given.lo if lo <= given.lo else int(lo), hi=given.hi if hi >= given.hi else int(hi))
     if not codes.lo <= 0 <= codes.hi:
         raise call.refuse(f"behind a clip to {x.clip[0]:g} .. {x.clip[1]:g}", "clip to a range that holds 0")
     reading = call.reading
@@ -676,15 +805,27 @@ def quantize(call: Call, x: Flow, scale: Any, zero_point: Any, *ends: Any, **nam
 def dequantize(
     call: Call, x: Any, scale: Any = None, zero_point: Any = None, *ends: Any, **named: Any
 ) -> Flow | Weight:
-    """An activation as the reals that it is already; a constant as integers with one scale."""
+    """An activation as the reals that it is already; a constant as integers with one scale, or one along an axis."""
     if isinstance(x, Flow):
-        own = x.codes
-        if own is None or (scale is not None and float(scale) != own.scale):
-            raise call.refuse("by another scale than its quantiser's", "convert the model anew")
+        source, answers = call.node.all_input_nodes[0], call.reading.answers
+        if scale is not None and answers.quantiser(source)[:2] != [scale, zero_point]:
+            raise call.refuse("by another scale or zero point than its quantiser's", "convert the model anew")
         return x
     del ends, named  # the codes are there
+    if x.is_quantized:
+        return quantised_weight(x)
     codes = x.detach().to(torch.int64).numpy() - int(zero_point)
     return Weight(codes, np.array([float(scale)]))
+
+
+def quantised_weight(values: torch.Tensor) -> Weight:
+    """A constant in one of torch's quantised types."""
+    codes = values.int_repr().to(torch.int64).numpy()
+    if values.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return Weight(codes - values.q_zero_point(), np.array([values.q_scale()]))
+    axis, zeros = values.q_per_channel_axis(), values.q_per_channel_zero_points().numpy().astype(np.int64)
+    codes = codes - np.moveaxis(channelwise(zeros, codes.ndim), 0, axis)
+    return Weight(codes, values.q_per_channel_scales().double().numpy(), axis)
 
 
 def dequantize_per_channel(
@@ -730,65 +871,25 @@ def _unconvertible(node: fx.Node, what: str, fix: str) -> SpirError:
 # --- readers of layers --------------------------------------------------------------------------------------------
 
 
-def pair(value: Sizes) -> tuple[int, int]:
-    """One number for both axes, or one each."""
-    both = (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
-    return int(both[0]), int(both[1])
+def _layer(read: Reader) -> Reader:
+    """A reader of torch_fx for a layer whose weights are integers, or the floats that a toolkit left."""
+
+    @functools.wraps(read)
+    def layer(call: Call, x: Flow, weight: Any, bias: Any = None, *how: Any, **named: Any) -> Any:
+        if isinstance(weight, Flow):
+            raise call.refuse("with weights that depend on the input", "make the weights parameters")
+        if isinstance(weight, Weight):
+            if weight.axis and weight.scale.size > 1:
+                fix = "quantise weights per output channel, axis 0"
+                raise call.refuse(f"with one scale along axis {weight.axis}", fix)
+            call = attrs.evolve(call, scale=Array.of(weight.scale))
+        bias = torch.from_numpy(bias.reals) if isinstance(bias, Weight) else bias
+        return read(call, x, weight, bias, *how, **named)
+
+    return layer
 
 
-def _layer(call: Call, x: Any, weight: Any, bias: Any, make: Callable[..., WeightedMap]) -> Flow:
-    """A layer with integer weights, or with the float weights that a toolkit left."""
-    read = call.settled(x)
-    scale = None
-    if isinstance(weight, Weight):
-        if weight.axis and weight.scale.size > 1:
-            raise call.refuse(f"with one scale along axis {weight.axis}", "quantise weights per output channel, axis 0")
-        scale = Array.of(weight.scale)
-    elif isinstance(weight, Flow):
-        raise call.refuse("with weights that depend on the input", "make the weights parameters")
-    codes = Array.of(weight.codes) if isinstance(weight, Weight) else call.array(weight)
-    return _applied(call, make(weight=codes, weight_scale=scale, bias=None if bias is None else call.array(bias)), read)
-
-
-def _applied(call: Call, op: WeightedMap, x: Flow) -> Flow:
-    weight = op.weights(np.zeros(0), real=True)
-    terms = weight[0].size
-    gain = float(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max())
-    bias = 0.0 if op.bias is None else float(np.abs(op.bias.values).max())
-    seen = x.reach if math.isfinite(x.reach) else call.reading.largest
-    doubt = gain * x.doubt + (terms + 3) * UNIT * (gain * seen + bias)
-    made = call.emit(op, x, reach=gain * x.reach + bias if gain else bias, doubt=doubt)
-    return attrs.evolve(made, linear=(op, x))
-
-
-def conv2d(
-    call: Call,
-    x: Flow,
-    weight: Any,
-    bias: Any = None,
-    stride: Sizes = 1,
-    padding: str | Sizes = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-) -> Flow:
-    """A convolution of images."""
-    if isinstance(padding, str) or padding_mode != "zeros":
-        raise call.refuse(f"with padding {padding!r} of {padding_mode}", "give the zeros to pad as numbers")
-    rows, columns = pair(padding)
-
-    def make(**fields: Any) -> Conv2d:
-        around = (rows, rows, columns, columns)
-        return Conv2d(**fields, stride=pair(stride), padding=around, dilation=pair(dilation), groups=groups)
-
-    return _layer(call, x, weight, bias, make)
-
-
-def linear(call: Call, x: Flow, weight: Any, bias: Any = None) -> Flow:
-    """A fully connected layer on vectors."""
-    if len(x.shape) != 1:
-        raise call.refuse(f"on samples of shape {list(x.shape)}", "flatten the samples before: x.flatten(1)")
-    return _layer(call, x, weight, bias, Linear)
+conv1d, conv2d, linear = (_layer(read) for read in (layers.conv1d, layers.conv2d, layers.linear))
 
 
 def batch_norm(
@@ -803,39 +904,16 @@ def batch_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Flow:
-    """A batch norm that the toolkit left: folded into the layer before it, where there is one."""
+    """A batch norm of an exported graph."""
     del momentum, cudnn_enabled  # how, not what
     if training or running_mean is None or running_var is None:
-        raise call.refuse("by the statistics of the batch", "move the model to eval mode before the conversion")
-    given = [None if v is None else call.array(v) for v in (weight, bias)]
-    op = BatchNorm(call.array(running_mean), call.array(running_var), eps, *given)
-    gain, offset = op.affine()
-    if x.linear is None or x.clip != OPEN:
-        return call.emit(op, call.settled(x), reach=math.inf, doubt=x.doubt * float(np.abs(gain).max()))
-    layer, operand = x.linear
-    own = 0.0 if layer.bias is None else layer.bias.values
-    codes, scale = layer.weight.values, layer.weight_scale
-    if scale is None:
-        folded = attrs.evolve(layer, weight=Array.of(codes * channelwise(gain, codes.ndim)))
-    else:
-        signed = codes * channelwise(np.sign(gain).astype(np.int64), codes.ndim)
-        steps = scale.values * np.where(gain == 0, 1.0, np.abs(gain))
-        folded = attrs.evolve(layer, weight=Array.of(signed), weight_scale=Array.of(steps))
-    return _applied(call, attrs.evolve(folded, bias=Array.of(own * gain + offset)), operand)
+        raise call.refuse("by the statistics of the batch", f"keep running statistics, and {AT_REST}")
+    found: Flow = layers.batch_norm(call, x, running_mean, running_var, weight, bias, eps=eps)  # type: ignore[arg-type, assignment]
+    return found
 
 
-def plain_batch_norm(
-    call: Call,
-    x: Flow,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    momentum: float,
-    eps: float,
-) -> tuple[Flow]:
-    """The form of a core graph, which gives a tuple."""
-    return (batch_norm(call, x, weight, bias, running_mean, running_var, False, momentum, eps),)
+_NORMS: frozenset[Reader] = frozenset((batch_norm, layers.batch_norm))
+AT_REST = "bring the model to eval mode before the conversion: move_exported_model_to_eval(model), or model.eval()"
 
 
 # --- readers of activations and moves -----------------------------------------------------------------------------
@@ -865,17 +943,16 @@ def clamp(call: Call, x: Flow, min: float | None = None, max: float | None = Non
     return hardtanh(call, x, -math.inf if min is None else min, math.inf if max is None else max)
 
 
-def same(call: Call, x: Flow, *how: Any, **named: Any) -> Flow:
-    """What changes no value: clone, contiguous, detach, an identity."""
-    del call, how, named  # how, not what
-    return x
+def clamp_min(call: Call, x: Flow, min: float) -> Flow:  # noqa: A002 - torch's
+    """A clip from below."""
+    return clamp(call, x, min)
 
 
-def dropout(call: Call, x: Flow, p: float = 0.5, train: bool = False, inplace: bool = False) -> Flow:
+def dropout(call: Call, x: Flow, p: float = 0.5, training: bool = True, inplace: bool = False) -> Flow:
     """Nothing, once training is over."""
     del inplace  # nothing is written
-    if train and p:
-        raise call.refuse("with training=True", "move the model to eval mode before the conversion")
+    if training and p:
+        raise call.refuse("with training=True", AT_REST)
     return x
 
 
@@ -888,133 +965,13 @@ def sized(call: Call, x: Any, *how: Any) -> Any:
 SIZES: frozenset[Reader] = frozenset((sized,))
 
 
-def getitem(call: Call, x: Any, index: Any) -> Any:
-    """One of several results."""
-    if isinstance(x, Flow):
-        raise call.refuse("of a tensor", "take parts by slices along one dimension: x[:, :4]")
-    return x[index]
-
-
-def reshape(call: Call, x: Flow, *how: Any, **named: Any) -> Flow:
-    """Flatten, view, squeeze and the like: the same elements in the shape that the toolkit gives them."""
-    del how, named  # the run of the graph shows the shape
-    shape = call.shape
-    if math.prod(shape) != math.prod(x.shape):
-        raise call.refuse(f"from {list(x.shape)} to {list(shape)} a sample", "keep the batch axis first")
-    return x if shape == x.shape else call.moved(Flatten() if len(shape) == 1 else Reshape(to=shape), x)
-
-
-def permute(call: Call, x: Flow, *dims: Any) -> Flow:
-    """Dimensions in another order, behind the batch axis."""
-    order = [int(d) % (len(x.shape) + 1) for d in (dims[0] if isinstance(dims[0], tuple | list) else dims)]
-    if order[0]:
-        raise call.refuse("of the batch axis", "keep the batch axis first")
-    return call.moved(Permute(order=tuple(d - 1 for d in order[1:])), x)
-
-
-def transpose(call: Call, x: Flow, dim0: int, dim1: int) -> Flow:
-    """Two dimensions in each other's place."""
-    order = list(range(len(x.shape) + 1))
-    a, b = dim0 % len(order), dim1 % len(order)
-    order[a], order[b] = order[b], order[a]
-    return permute(call, x, order)
-
-
-def padded(call: Call, x: Flow, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Flow:
-    """Zeros around; torch counts the last dimension first."""
-    ends = [int(p) for p in pad]
-    if mode != "constant" or value or min(ends) < 0 or len(ends) > 2 * len(x.shape):
-        raise call.refuse(f"with mode={mode!r}, value={value}, pad={ends}", "pad with zeros")
-    each = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)]
-    pairs = [*[(0, 0)] * (len(x.shape) - len(each)), *reversed(each)]
-    return call.moved(Pad(pads=tuple(n for both in pairs for n in both)), x)
-
-
-def constant_pad(call: Call, x: Flow, pad: Sequence[int], value: float = 0.0) -> Flow:
-    """The form of a core graph."""
-    return padded(call, x, pad, "constant", value)
-
-
-def slice_(call: Call, x: Flow, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Flow:
+def slice_(call: Call, x: Flow, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
     """A strided window along one dimension."""
-    axis = dim % (len(x.shape) + 1) - 1
-    if axis < 0:
-        return reshape(call, x)
-    window = [slice(0, size, 1).indices(size) for size in x.shape]
-    window[axis] = slice(start, end, step).indices(x.shape[axis])
-    starts, stops, steps = zip(*window, strict=True)
-    return call.moved(Slice(start=starts, stop=stops, step=steps), x)
+    before = (slice(None),) * (dim % (len(x.type.shape) + 1))
+    return shapes.getitem(call, x, (*before, slice(start, end, step)))  # type: ignore[arg-type]
 
 
-# --- readers of pools and joins -----------------------------------------------------------------------------------
-
-
-def max_pool2d(
-    call: Call,
-    x: Flow,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Flow:
-    """The maximum of windows: a code stays a code, and a clip waits on."""
-    del ceil_mode  # the shape shows whether it adds a window
-    if return_indices:
-        raise call.refuse("with return_indices=True", "leave the indices out: what reads them does not convert")
-    rows, columns = pair(padding)
-    kernel = pair(kernel_size)
-    op = MaxPool(kernel, pair(stride) if stride else kernel, (rows, rows, columns, columns), pair(dilation))
-    return call.moved(op, x)
-
-
-def avg_pool2d(
-    call: Call,
-    x: Flow,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Flow:
-    """The mean of windows."""
-    del ceil_mode  # the shape shows whether it adds a window
-    rows, columns = pair(padding)
-    if divisor_override or ((rows or columns) and not count_include_pad):
-        raise call.refuse("with divisors of its own", "count the padding, and leave divisor_override out")
-    kernel = pair(kernel_size)
-    op = AvgPool(kernel, pair(stride) if stride else kernel, (rows, rows, columns, columns))
-    return _mean(call, op, x, op.divisor)
-
-
-def adaptive_avg_pool2d(call: Call, x: Flow, output_size: Any) -> Flow:
-    """The mean over space, or over windows that divide it."""
-    del output_size  # the run of the graph shows the shape
-    _, height, width = x.shape
-    rows, columns = call.shape[1:]
-    if (rows, columns) == (1, 1):
-        return _mean(call, GlobalAvgPool(positions=height * width, keepdim=True), x, height * width)
-    if height % rows or width % columns:
-        raise call.refuse(f"from {height}x{width} to {rows}x{columns}", "give a size that divides the image")
-    window = (height // rows, width // columns)
-    return _mean(call, AvgPool(window, window), x, math.prod(window))
-
-
-def mean(call: Call, x: Flow, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Flow:
-    """The mean over both dimensions of space."""
-    dims = () if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    if dtype is not None or len(x.shape) != 3 or {d % 4 for d in dims} != {2, 3}:
-        raise call.refuse(f"over {list(dims)} of samples {list(x.shape)}", "take it over space: x.mean((2, 3))")
-    positions = x.shape[1] * x.shape[2]
-    return _mean(call, GlobalAvgPool(positions=positions, keepdim=keepdim), x, positions)
-
-
-def _mean(call: Call, op: Op, x: Flow, count: int) -> Flow:
-    read = call.settled(x, count)
-    seen = read.reach if math.isfinite(read.reach) else call.reading.largest
-    return call.emit(op, read, reach=read.reach, doubt=read.doubt + (count + 1) * UNIT * seen)
+# --- readers of joins -----------------------------------------------------------------------------------
 
 
 def add(call: Call, x: Any, other: Any, alpha: float = 1) -> Flow:
@@ -1025,7 +982,7 @@ def add(call: Call, x: Any, other: Any, alpha: float = 1) -> Flow:
     _same_bits(call, operands)
     reach = sum(v.reach for v in operands)
     seen = reach if math.isfinite(reach) else call.reading.largest
-    return call.emit(Add(), *operands, reach=reach, doubt=sum(v.doubt for v in operands) + UNIT * seen)
+    return call.append(Add(), *operands, reach=reach, doubt=sum(v.doubt for v in operands) + UNIT * seen)
 
 
 def cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Flow:
@@ -1038,7 +995,7 @@ def cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Flow:
         flows = [call.settled(v) for v in flows]
     _same_bits(call, flows)
     reach, doubt = max(v.reach for v in flows), max(v.doubt for v in flows)
-    found = call.emit(Concat(axis=axis), *flows, reach=reach, doubt=doubt)
+    found = call.append(Concat(axis=axis), *flows, reach=reach, doubt=doubt)
     each = [v.codes for v in flows if v.codes is not None]
     if len(each) < len(flows) or len({c.scale for c in each}) > 1:
         return attrs.evolve(found, clip=flows[0].clip)
@@ -1058,14 +1015,44 @@ def layer_then_relu(call: Call, x: Flow, layer: Reader, fields: dict[str, Any]) 
     return relu(call, layer(call, x, **fields))
 
 
-LAYERS: frozenset[Reader] = frozenset((conv2d, linear, layer_then_relu))
+LAYERS: frozenset[Reader] = frozenset((conv1d, conv2d, linear, layer_then_relu))
+OWN: Mapping[Reader, Reader] = {
+    layers.conv1d: conv1d,
+    layers.conv2d: conv2d,
+    layers.linear: linear,
+    layers.batch_norm: layers.batch_norm,
+    layers.torch_batch_norm: batch_norm,
+    layers.relu: relu,
+    layers.relu6: relu6,
+    layers.hardtanh: hardtanh,
+    layers.clamp: clamp,
+    layers.clamp_min: clamp_min,
+    layers.dropout: dropout,
+    layers.torch_dropout: dropout,
+    layers.same: layers.same,
+    layers.identity: layers.identity,
+    arithmetic.add: add,
+    shapes.cat: cat,
+}
+"""In place of what torch_fx reads with; readers of shapes and windows are the same."""
+
+
+def shared(read: Reader) -> Reader | None:
+    """The reader for a construct that torch_fx reads so; None where codes cannot take it."""
+    alike = read.__module__ in (shapes.__name__, windows.__name__)
+    return OWN.get(read, read if alike and read is not shapes.stack else None)
+
+
+def _keeps_order(reader: Reader | None) -> bool:
+    """Whether a larger operand gives no smaller result, and the largest of all operands none that is larger."""
+    means = (*(windows.avg_pool1d, windows.avg_pool2d), *(windows.adaptive_avg_pool1d, windows.adaptive_avg_pool2d))
+    return reader not in (add, windows.mean, *means, *_NORMS)
 
 
 # --- what is refused before anything runs -------------------------------------------------------------------------
 
 _OBSERVES = ("observer", "fake_quant", "learnable")
 _DYNAMIC = ("choose_qparams", "quantize_per_tensor_dynamic", "quantized_dynamic", "dynamic_quant", "linear_dynamic")
-_IN_PLACE = {"relu_", "hardtanh_", "add_", "clamp_"}
 
 
 def observer_of(model: nn.Module) -> tuple[str, nn.Module] | None:
@@ -1112,7 +1099,7 @@ def _refusals(model: fx.GraphModule, toolkit: Toolkit) -> Iterable[SpirError]:
             continue
         fed.add(node)
         word = _word(node)
-        if any(w in str(node.target) for w in _DYNAMIC) or str(node.target).endswith("quantize_per_tensor.tensor"):
+        if any(w in str(node.target) for w in _DYNAMIC):
             if not isinstance(node.target, str) or node.op != "call_module":
                 yield dynamic(node)
         elif word in ("quantize_per_channel", "dequantize_per_channel"):
@@ -1128,11 +1115,13 @@ def _refusals(model: fx.GraphModule, toolkit: Toolkit) -> Iterable[SpirError]:
                 toolkit=versions(),
                 fix=toolkit.advice(what),
             )
-        elif word in _IN_PLACE and len(node.all_input_nodes[0].users) > 1:
-            fix = "use the form that is not in place"
-            yield error(
-                "unsupported", f"{word} writes to a tensor that others read", from_=str(origin_of(node)), fix=fix
-            )
+        elif found[0] in QUANTISERS:
+            for user in node.users:
+                reader = toolkit.reader(user, model) if user.op != "output" else None
+                if reader is None or reader[0] not in DEQUANTISERS:
+                    what = f"{user.name} reads codes, and not the reals that they stand for"
+                    fix = "dequantise every activation, as the toolkit's reference graph does before it is lowered"
+                    yield error("unsupported", what, from_=str(origin_of(node)), toolkit=versions(), fix=fix)
 
 
 def calibrated(run: Run) -> None:

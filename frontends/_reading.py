@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 import torch
@@ -306,8 +306,53 @@ def _live(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
 # --- one call -----------------------------------------------------------------------------------------------------
 
 
+V = TypeVar("V", bound=Value)
+
+
+class Shaped(Generic[V]):
+    """The steps that readers of shapes take beside the op of their call."""
+
+    __slots__ = ()
+
+    def beside(self, op: Op, *operands: V) -> V:
+        """Appends an op that prepares or completes the one that has the module's name."""
+        raise NotImplementedError
+
+    def refuse(self, what: str, fix: str) -> SpirError:
+        """The refusal of this call for a reason."""
+        raise NotImplementedError
+
+    def reshaped(self, x: V, shape: Shape) -> V:
+        """The same elements under another shape, as a step beside the op of this call."""
+        return x if x.type.shape == shape else self.beside(Flatten() if len(shape) == 1 else Reshape(to=shape), x)
+
+    def image(self, x: Value) -> tuple[int, int, int]:
+        """Channels, height and width.
+
+        Raises:
+            SpirError[unsupported]: a sample that is no image.
+        """
+        if len(x.type.shape) != 3:
+            fix = "give the example its batch axis: [N, channels, height, width]"
+            raise self.refuse(f"on samples of shape {list(x.type.shape)}", fix)
+        channels, height, width = x.type.shape
+        return channels, height, width
+
+    def line(self, x: V) -> V:
+        """``[C, L]`` as the image ``[C, 1, L]``.
+
+        Raises:
+            SpirError[unsupported]: a sample of another rank.
+        """
+        if len(x.type.shape) != 2:
+            fix = "give the example its batch axis: [N, channels, length]"
+            raise self.refuse(f"on samples of shape {list(x.type.shape)}", fix)
+        channels, length = x.type.shape
+        return self.beside(Reshape(to=(channels, 1, length)), x)
+
+
 @attrs.frozen
-class Call:
+class Call(Shaped[Value]):
     """One call in the model, as its reader sees it."""
 
     reading: Reading
@@ -352,10 +397,6 @@ class Call:
         reading.hosted[value.name] = (reading.order[self.node], found)
         return value
 
-    def reshaped(self, x: Value, shape: Shape) -> Value:
-        """The same elements under another shape, as a step beside the op of this call."""
-        return x if x.type.shape == shape else self.beside(Flatten() if len(shape) == 1 else Reshape(to=shape), x)
-
     def array(self, values: Any, source: object = None) -> Array:
         """A constant in float64; ``source`` is the parameter that it was made of, where it is not one itself.
 
@@ -375,27 +416,3 @@ class Call:
     def refuse(self, what: str, fix: str) -> SpirError:
         """The refusal of this call for a reason."""
         return refused(f"{self.construct} {what}", fix)
-
-    def image(self, x: Value) -> tuple[int, int, int]:
-        """Channels, height and width.
-
-        Raises:
-            SpirError[unsupported]: a sample that is no image.
-        """
-        if len(x.type.shape) != 3:
-            fix = "give the example its batch axis: [N, channels, height, width]"
-            raise self.refuse(f"on samples of shape {list(x.type.shape)}", fix)
-        channels, height, width = x.type.shape
-        return channels, height, width
-
-    def line(self, x: Value) -> Value:
-        """``[C, L]`` as the image ``[C, 1, L]``.
-
-        Raises:
-            SpirError[unsupported]: a sample of another rank.
-        """
-        if len(x.type.shape) != 2:
-            fix = "give the example its batch axis: [N, channels, length]"
-            raise self.refuse(f"on samples of shape {list(x.type.shape)}", fix)
-        channels, length = x.type.shape
-        return self.beside(Reshape(to=(channels, 1, length)), x)

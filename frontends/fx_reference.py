@@ -7,22 +7,19 @@ is lowered to int8 kernels and is not read.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.ao.nn import intrinsic
 from torch.ao.nn.quantized import reference
 
 from spir.errors import error
 from spir.frontends import _quantised as q
+from spir.frontends._constructs import CONSTRUCTS
 from spir.ir import Module
-from spir.ops._linear import channelwise
 
 
 @attrs.frozen
@@ -98,15 +95,9 @@ def _advice(word: str) -> str:
 
 def _weight(part: nn.Module) -> q.Weight | torch.Tensor:
     """The weight of a reference module as its own quantiser gives it; the weight of a float module as it is."""
-    if not isinstance(part, reference.Conv2d | reference.Linear):
+    if not isinstance(part, reference.Conv1d | reference.Conv2d | reference.Linear):
         return part.weight.detach()  # type: ignore[operator]
-    found = part.get_quantized_weight()  # type: ignore[no-untyped-call]
-    codes = found.int_repr().to(torch.int64).numpy()
-    if found.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return q.Weight(codes - found.q_zero_point(), np.array([found.q_scale()]))
-    axis, zeros = found.q_per_channel_axis(), found.q_per_channel_zero_points().numpy().astype(np.int64)
-    moved = np.moveaxis(codes, axis, 0) - channelwise(zeros, codes.ndim)
-    return q.Weight(np.moveaxis(moved, 0, axis), found.q_per_channel_scales().double().numpy(), axis)
+    return q.quantised_weight(part.get_quantized_weight())  # type: ignore[no-untyped-call]
 
 
 def _linear(part: nn.Module) -> dict[str, Any]:
@@ -119,97 +110,44 @@ def _conv(part: nn.Module) -> dict[str, Any]:
 
 
 def _fused(part: nn.Sequential) -> dict[str, Any]:
-    layer = part[0]
-    if isinstance(layer, nn.Conv2d):
-        return {"layer": q.conv2d, "fields": _conv(layer)}
-    return {"layer": q.linear, "fields": _linear(layer)}
+    reader, fields = _LAYERS[next(c for c in _LAYERS if isinstance(part[0], c))]
+    return {"layer": reader, "fields": fields(part[0])}
 
 
-def _norm(part: nn.BatchNorm2d) -> dict[str, Any]:
-    names = ("weight", "bias", "running_mean", "running_var", "eps")
-    return {name: getattr(part, name) for name in names}
-
-
-def _nothing(part: nn.Module) -> dict[str, Any]:
-    del part  # the reader takes the operand alone
-    return {}
-
-
-def _named(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
+def _taken(names: tuple[str, ...]) -> Callable[[nn.Module], dict[str, Any]]:
     return lambda part: {name: getattr(part, name) for name in names}
 
 
-_LARGEST = _named("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-_AVERAGE = _named("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_LAYERS: dict[type[nn.Module], tuple[q.Reader, Callable[[Any], dict[str, Any]]]] = {
+    nn.Conv1d: (q.conv1d, _conv),
+    nn.Conv2d: (q.conv2d, _conv),
+    nn.Linear: (q.linear, _linear),
+}
 
 _TOOLKIT = q.Toolkit(
     "fx_reference",
     {
+        **{
+            call: found
+            for call, read in {**CONSTRUCTS.functions, **CONSTRUCTS.methods}.items()
+            if (found := q.shared(read))
+        },
         torch.quantize_per_tensor: q.quantize,
         torch.dequantize: q.dequantize,
         "dequantize": q.dequantize,
-        F.conv2d: q.conv2d,
-        torch.conv2d: q.conv2d,
-        F.linear: q.linear,
-        F.relu: q.relu,
-        torch.relu: q.relu,
-        "relu": q.relu,
-        F.relu6: q.relu6,
-        F.hardtanh: q.hardtanh,
-        torch.clamp: q.clamp,
-        "clamp": q.clamp,
-        F.dropout: q.dropout,
-        "contiguous": q.same,
-        "clone": q.same,
-        "detach": q.same,
-        torch.flatten: q.reshape,
-        torch.reshape: q.reshape,
-        torch.squeeze: q.reshape,
-        torch.unsqueeze: q.reshape,
-        "flatten": q.reshape,
-        "view": q.reshape,
-        "reshape": q.reshape,
-        "squeeze": q.reshape,
-        "unsqueeze": q.reshape,
-        "permute": q.permute,
-        torch.permute: q.permute,
-        "transpose": q.transpose,
-        torch.transpose: q.transpose,
+        "add": q.add,
         "size": q.sized,
         getattr: q.sized,
-        operator.getitem: q.getitem,
-        F.pad: q.padded,
-        F.max_pool2d: q.max_pool2d,
-        torch.max_pool2d: q.max_pool2d,
-        F.avg_pool2d: q.avg_pool2d,
-        F.adaptive_avg_pool2d: q.adaptive_avg_pool2d,
-        torch.mean: q.mean,
-        "mean": q.mean,
-        operator.add: q.add,
-        operator.iadd: q.add,
-        torch.add: q.add,
-        "add": q.add,
-        torch.cat: q.cat,
-        torch.concat: q.cat,
     },
     {
-        reference.Conv2d: (q.conv2d, _conv),
-        reference.Linear: (q.linear, _linear),
-        nn.Conv2d: (q.conv2d, _conv),
-        nn.Linear: (q.linear, _linear),
+        **{c: (found, _taken(names)) for c, (read, names) in CONSTRUCTS.modules.items() if (found := q.shared(read))},
+        **_LAYERS,
+        reference.Conv1d: _LAYERS[nn.Conv1d],
+        reference.Conv2d: _LAYERS[nn.Conv2d],
+        reference.Linear: _LAYERS[nn.Linear],
+        intrinsic.ConvReLU1d: (q.layer_then_relu, _fused),
         intrinsic.ConvReLU2d: (q.layer_then_relu, _fused),
         intrinsic.LinearReLU: (q.layer_then_relu, _fused),
-        nn.BatchNorm2d: (q.batch_norm, _norm),
-        nn.ReLU: (q.relu, _nothing),
-        nn.ReLU6: (q.relu6, _nothing),
-        nn.Hardtanh: (q.hardtanh, _named("min_val", "max_val")),
-        nn.MaxPool2d: (q.max_pool2d, _LARGEST),
-        nn.AvgPool2d: (q.avg_pool2d, _AVERAGE),
-        nn.AdaptiveAvgPool2d: (q.adaptive_avg_pool2d, _named("output_size")),
-        nn.Flatten: (q.reshape, _nothing),
-        nn.Identity: (q.same, _nothing),
-        nn.Dropout: (q.same, _nothing),
-        nn.Dropout2d: (q.same, _nothing),
     },
     lambda codes: codes.int_repr(),
     _advice,

@@ -70,7 +70,8 @@ class DeriveThresholds(Pass):
                     "E-CAP",
                     f"%{widest.result} has codes up to {most}, and windows have {LONGEST} steps at most",
                     from_=str(widest.origin),
-                    fix="quantise it to fewer bits; for a toolkit, annotate the layer that it stands behind",
+                    fix="quantise it to fewer bits; in a toolkit, quantise what this layer reads: XNNPACKQuantizer "
+                    "and FX do before means, X86InductorQuantizer only behind quantised layers such as max-pools",
                 )
             settled = attrs.evolve(self, steps=most)
         for node, op in found:
@@ -168,7 +169,7 @@ def _as_long(train: Spikes) -> Encode:
 def integral(value: str, rewriter: Rewriter, node: Node) -> str:
     """The integers of a value: what was encoded, else an integral."""
     source = rewriter.definition(value)
-    if source is not None and isinstance(source.op, Encode) and source.op.density == 1:
+    if source is not None and isinstance(source.op, Encode) and source.op.lossless:
         return source.operands[0]
     return integrated(value, rewriter, node)
 

@@ -9,6 +9,7 @@ import attrs
 
 from spir.errors import error
 from spir.ir import Array, Op
+from spir.ops._thinning import Thinning
 from spir.ops._threshold import Triple
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
@@ -25,6 +26,10 @@ class ArrayNamespace(Protocol):
 
     def zeros_like(self, x: Any) -> Any:
         """Zeros of the same shape and type."""
+
+    def hold(self, state: Any) -> Any:
+        """The register that keeps a state after each update; as it is where registers are as wide as needed."""
+        return state
 
     def constant(self, array: Array, like: Any) -> Any:
         """A constant that broadcasts over ``[N, C, ...]`` arrays such as ``like``, with their integer type."""
@@ -66,6 +71,11 @@ class Neuron(Op):
         """
         return None
 
+    @property
+    def thinning(self) -> Thinning | None:
+        """What becomes of the train that the law stands for; None where all its spikes stay."""
+        return None
+
     def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
         """The output frames, given the input frames one by one; both are integer arrays ``[N, *shape]``."""
         raise NotImplementedError(f"{type(self).__name__}.fire")  # abstract: each neuron defines it
@@ -104,3 +114,10 @@ class Neuron(Op):
         ``integrate`` is None where the requant reads integers that no train was summed to.
         """
         raise NotImplementedError(f"{cls.__name__}.fuse")  # abstract: each neuron defines it
+
+
+def for_toolkits(lo: int, hi: int) -> str:
+    """What to add to the way out for whole bits with a zero point inside, as quantisation toolkits give."""
+    if not lo < 0 < hi or hi in (-lo, -lo - 1) or (hi - lo + 1).bit_count() != 1:
+        return ""
+    return "; in a toolkit: a symmetric quantiser there, behind a ReLU unsigned codes of zero point 0; or neuron=ca-lif"

@@ -8,9 +8,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from spir.errors import SpirError
 
 
 @contextlib.contextmanager
@@ -129,3 +133,44 @@ def exported(network: nn.Module, *example: torch.Tensor) -> fx.GraphModule:
     dynamic = tuple({0: torch.export.Dim("n", min=2, max=512)} for _ in example)
     with quiet():
         return torch.export.export(network, example, dynamic_shapes=dynamic).module()
+
+
+class Words(nn.Module):
+    """Looks words up in a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.f = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.f(self.table(x).mean(1))
+
+
+class Sequence(nn.Module):
+    """Reads a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.f = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.f(self.rnn(x)[0].flatten(1)[:, :4])
+
+
+def saturating(codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """``codes @ weight.T`` whose pairs of products are summed in int16, as int8 kernels without VNNI do."""
+    products = codes[:, None, :] * weight[None]
+    pairs = np.clip(products[..., ::2] + products[..., 1::2], -(2**15), 2**15 - 1)
+    return pairs.sum(-1)
+
+
+def refused(frontend, model: object, example: object, *words: str) -> SpirError:
+    """The refusal of a model that belongs to the frontend; it names all words and the way out."""
+    assert frontend.accepts(model)
+    with pytest.raises(SpirError) as caught:
+        frontend.read(model, example)
+    text = str(caught.value)
+    assert "fix: " in text
+    for word in words:
+        assert word in text, text
+    return caught.value

@@ -18,7 +18,7 @@ from spir.errors import SpirError
 from spir.frontends import _quantised as quantised
 from spir.frontends.pt2e import Pt2e
 from spir.frontends.torch_fx import TorchFx
-from tests.unit.quantised_networks import drawn, exported, quiet, seen
+from tests.unit.quantised_networks import Sequence, Words, drawn, exported, quiet, refused, saturating, seen
 
 with quiet():
     pt2e = pytest.importorskip("torchao.quantization.pt2e")
@@ -314,6 +314,126 @@ def test_a_mean_of_activations_that_are_not_quantised_takes_fine_steps():
     assert "in 2^-10 of the step that follows" in module.nodes[3].origin.place
 
 
+def mean(x):
+    return nn.functional.avg_pool2d(x, 2)
+
+
+def after(net, x):
+    """A mean behind a ReLU that the toolkit did not quantise."""
+    return mean(torch.relu(net.conv(fake(x, 0.05, 114))))
+
+
+def squeezed(net, x, gain):
+    """A batch norm of a mean."""
+    norm = torch.batch_norm(
+        after(net, x), net.gamma * gain, net.bias, net.bias, net.gamma.abs() + 1, False, 0.1, 1e-3, False
+    )
+    return fake(norm, 0.1 * gain, 128)
+
+
+def both(join, *codes):
+    """What ``codes`` make of one mean, joined."""
+    return lambda net, x: (lambda y: join([code(y) for code in codes], 1))(after(net, x))  # noqa: PLC3002
+
+
+FINE = {
+    "a mean and a negative code": lambda net, x: fake(
+        after(net, x) + fake(mean(net.conv(fake(x, 0.05, 114))), 0.05, 255), 0.002, 0
+    ),
+    "a mean of means": lambda net, x: fake(nn.functional.avg_pool2d(after(net, x), 3), 0.02, 0),
+    "two steps": both(torch.cat, lambda y: fake(y, 0.001, 0), lambda y: fake(y, 0.1, 0)),
+    "a batch norm that enlarges": lambda net, x: squeezed(net, x, 5000.0),
+    "a batch norm that shrinks": lambda net, x: squeezed(net, x, 0.01),
+}
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_fine_steps_change_no_code_of_other_images(case):
+    model = hand(FINE[case])
+    module = Pt2e().read(model, images() / 64)  # too dark to show what is cut off
+    x = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(7)) * 4
+    expected = model(x).detach().numpy()
+    apart = np.abs(interpreter.run(module, x.double().numpy())[module.output] - expected)
+    steps = [n.op.scale for n in module.nodes[3:] if n.op.name == "quantize" and ".fine" not in n.result]
+    assert apart.max() < 1.01 * max(steps)  # one code of the output
+    assert (apart > min(steps) / 2).mean() < 2e-3  # at ties
+
+
+def test_each_sum_that_follows_makes_the_steps_finer():
+    def function(net, x):
+        x = fake(x, 0.05, 114)
+        a, b, c = (torch.relu(net.conv(v)) for v in (x, x.transpose(2, 3), torch.max_pool2d(x, 3, 1, 1)))
+        return fake(a + b + c, 0.05, 0)
+
+    steps = sorted(0.05 / n.op.scale for n in read(function).nodes if n.result.endswith(".fine.code"))
+    assert steps == [2**11, 2**12, 2**12]
+
+
+@pytest.mark.parametrize("codes", [24.5, 25.5])
+def test_a_clip_that_ends_at_a_tie_ends_as_the_toolkit_rounds_it(codes):
+    def function(net, x):
+        return fake(torch.clamp(net.conv(fake(x, 0.05, 114)), 0.0, codes * 0.125), 0.125, 128)
+
+    assert ranges(read(function))[1] == (0, 24 if codes < 25 else 26)
+
+
+def test_scales_that_are_constants_of_the_graph_are_read():
+    def function(net, x):
+        codes = QD.quantize_per_tensor.tensor(x, net.scale[0], net.zero[0], *INT8)
+        return net.conv(QD.dequantize_per_tensor.tensor(codes, net.scale[0], net.zero[0], *INT8))
+
+    assert ranges(read(function)) == [(-128, 127)]
+
+
+def rows(net, x):
+    return nn.functional.linear(
+        x, QD.dequantize_per_channel(net.codes[:, :, 0, :2].flatten(1), net.scale, net.zero, 0, *INT8)
+    )
+
+
+SHARED = {
+    "windows over the edge": lambda net, x: torch.max_pool2d(net.conv(x), 3, 2, 1, 1, True),
+    "a line of sound": lambda net, x: torch.conv1d(
+        x.flatten(2), QD.dequantize_per_channel(net.codes[:, :, 0], net.scale, net.zero, 0, *INT8), net.bias, 2, 1
+    ),
+    "rows": rows,
+    "the same size": lambda net, x: torch.conv2d(x, net.weight(), net.bias, padding="same", dilation=2),
+    "parts": lambda net, x: torch.add(*net.conv(x).chunk(2, 1)),
+    "one row": lambda net, x: net.conv(x)[:, :, 1],
+    "a mean over one dimension": lambda net, x: net.conv(x).mean(3),
+    "larger images": lambda net, x: nn.functional.interpolate(net.conv(x), scale_factor=2),
+    "a floor": lambda net, x: net.conv(x).clamp_min(0.0),
+    "dropped channels": lambda net, x: torch.feature_dropout(net.conv(x), 0.5, False),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_torch_fx_reads_is_read_of_codes(case):
+    model = hand(lambda net, x: SHARED[case](net, fake(x, 0.05, 114)))
+    module = Pt2e().read(model, images())
+    assert all(n.op.weight.integral for n in module.nodes if n.op.name in ("conv2d", "linear"))
+    answer = interpreter.run(module, images().double().numpy())[module.output]
+    assert np.abs(answer - model(images()).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("neuron", ["stem", "parallel"])
+def test_neurons_without_zero_points_say_what_to_set_in_the_toolkit(neuron):
+    passes = f"propagate-scales{{grid=threshold}}, derive-thresholds{{neuron={neuron}}}"
+    with pytest.raises(SpirError, match=r"in a toolkit: a symmetric quantiser there, .*zero point 0; or neuron=ca-lif"):
+        spir.compile(
+            hand(lambda net, x: net.conv(fake(net.conv(fake(x, 0.05, 114))[:, :3], 0.1, 100))), passes, example=images()
+        )
+
+
+def test_a_mean_of_what_is_not_quantised_says_so_to_neurons_that_count():
+    model = hand(lambda net, x: fake(mean(torch.relu(net.conv(fake(x, 0.05, 114)))), 0.01, 0))
+    with pytest.raises(SpirError) as caught:
+        spir.compile(model, "propagate-scales, derive-thresholds{neuron=ca-lif}", example=images())
+    assert caught.value.code == "E-CAP"
+    for word in ("avg_pool2d", "not quantised by the toolkit", "in a toolkit, quantise what this layer reads"):
+        assert word in str(caught.value)
+
+
 def test_a_batch_norm_that_is_left_folds_into_the_layer():
     def function(net, x):
         x = net.conv(fake(x, 0.05, 114))
@@ -404,14 +524,6 @@ def test_an_output_that_differs_is_refused(monkeypatch):
 STEP = 0.02
 
 
-def saturating(x, weight, bias, scale):
-    """A linear layer of codes whose pairs of products are summed in int16, as int8 kernels without VNNI do."""
-    codes, weights = np.rint(x.numpy() / STEP).astype(int), np.rint(weight.numpy() / scale.numpy()[:, None]).astype(int)
-    products = codes[:, None, :] * weights[None]
-    pairs = np.clip(products[..., ::2] + products[..., 1::2], -(2**15), 2**15 - 1)
-    return torch.tensor(pairs.sum(-1) * STEP * scale.numpy() + bias.numpy(), dtype=torch.float32)
-
-
 @pytest.mark.parametrize("saturates", [False, True])
 def test_sums_that_saturate_in_int16_are_noticed(monkeypatch, saturates):
     def function(net, x):
@@ -425,7 +537,10 @@ def test_sums_that_saturate_in_int16_are_noticed(monkeypatch, saturates):
     def kernel(self, target, args, kwargs):
         if str(target) != "aten.linear.default" or not saturates:
             return run(self, target, args, kwargs)
-        return saturating(*args, scale)
+        x, weight, bias = args
+        codes, weights = np.rint(x.numpy() / STEP), np.rint(weight.numpy() / scale.numpy()[:, None])
+        sums = saturating(codes.astype(int), weights.astype(int))
+        return torch.tensor(sums * STEP * scale.numpy() + bias.numpy(), dtype=torch.float32)
 
     monkeypatch.setattr(fx.Interpreter, "call_function", kernel)
     if not saturates:
@@ -440,14 +555,7 @@ def test_sums_that_saturate_in_int16_are_noticed(monkeypatch, saturates):
 
 
 def refusal(model, example, *words):
-    assert Pt2e().accepts(model)
-    with pytest.raises(SpirError) as caught:
-        Pt2e().read(model, example)
-    text = str(caught.value)
-    assert "fix: " in text
-    for word in words:
-        assert word in text, text
-    return caught.value
+    return refused(Pt2e(), model, example, *words)
 
 
 def prepared(network, example, **options):
@@ -479,24 +587,6 @@ def test_dynamic_quantisation_is_refused():
     with quiet():
         model = convert_pt2e(prepared(network, example, is_dynamic=True))
     refusal(model, example, "choose_qparams takes its scale from the data", "quantise statically")
-
-
-class Words(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table, self.f = nn.Embedding(10, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.f(self.table(x).mean(1))
-
-
-class Sequence(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.f = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.f(self.rnn(x)[0].flatten(1)[:, :4])
 
 
 @pytest.mark.parametrize(
@@ -536,13 +626,42 @@ REFUSED = {
     "no scale": (lambda net, x: net.conv(fake(x, math.nan, 3)), ("not nan", "calibrate")),
     "a layer on reals": (
         lambda net, x: net.conv(torch.relu(net.conv(fake(x, 0.05, 3))[:, :3])),
-        ("did not quantise", "annotates every activation"),
+        ("did not quantise", "annotate the activation"),
     ),
     "other padding": (lambda _, x: nn.functional.pad(fake(x, 0.05, 3), (1, 1), value=2.0), ("pad with zeros",)),
     "a scaled sum": (lambda _, x: torch.add(fake(x, 0.05, 3), fake(x, 0.05, 3), alpha=2), ("alpha=2",)),
     "another scale": (
         lambda _, x: QD.dequantize_per_tensor(QD.quantize_per_tensor(x, 0.05, 3, *UINT8), 0.06, 3, *UINT8),
         ("another scale",),
+    ),
+    "another zero point": (
+        lambda _, x: QD.dequantize_per_tensor(QD.quantize_per_tensor(x, 0.05, 3, *UINT8), 0.05, 7, *UINT8),
+        ("another scale or zero point",),
+    ),
+    "codes": (
+        lambda _, x: QD.dequantize_per_tensor(torch.relu(QD.quantize_per_tensor(x, 0.05, 3, *UINT8)), 0.05, 3, *UINT8),
+        ("relu reads codes", "quantize_per_tensor"),
+    ),
+    "codes returned": (lambda _, x: QD.quantize_per_tensor(x, 0.05, 3, *UINT8), ("output reads codes",)),
+    "a layer on reals, quantised behind": (
+        lambda net, x: fake(net.conv(torch.relu(net.conv(fake(x, 0.05, 3))[:, :3])), 0.1, 3),
+        ("conv2d of the activation", "did not quantise"),
+    ),
+    "a mean that is quantised and returned": (
+        both(torch.cat, lambda y: fake(y, 0.01, 0), lambda y: y),
+        ("avg_pool2d of the activation", "did not quantise"),
+    ),
+    "a mean that leaves the padding out": (
+        lambda _, x: nn.functional.avg_pool2d(fake(x, 0.05, 3), 3, 2, 1, count_include_pad=False),
+        ("avg_pool2d with divisors of its own", "count_include_pad=False"),
+    ),
+    "a mean by another number": (
+        lambda _, x: nn.functional.avg_pool2d(fake(x, 0.05, 3), 2, divisor_override=3),
+        ("avg_pool2d with divisors of its own", "divisor_override"),
+    ),
+    "a clip above 0": (
+        lambda net, x: fake(net.conv(fake(x, 0.05, 3)).clamp(0.1, 0.5), 0.01, 0),
+        ("behind a clip to 0.1 .. 0.5", "test_frontend_pt2e.py line"),
     ),
     "the batch axis": (lambda net, x: net.conv(fake(x, 0.05, 3)).transpose(0, 1), ("batch axis",)),
 }
@@ -569,6 +688,16 @@ def test_writing_where_others_read_is_refused():
     refusal(model, images(), "relu_ writes to a tensor that others read")
 
 
+@pytest.mark.parametrize("write", [lambda x: x.view(-1, 144).relu_(), lambda x: x.view(-1, 144).clamp_(min=0)])
+def test_writing_without_reading_the_result_is_refused(write):
+    def function(net, x):
+        x = net.conv(fake(x, 0.05, 114))
+        write(x)  # what is read from here on is x
+        return fake(x, 0.1, 100)
+
+    refusal(hand(function), images(), "writes to a tensor that others read", "not in place")
+
+
 def test_a_graph_that_torchao_must_run_names_the_extra(monkeypatch):
     def absent(self, target, args, kwargs):
         raise NotImplementedError(f"no kernel for {target}")
@@ -581,7 +710,23 @@ def test_a_graph_that_torchao_must_run_names_the_extra(monkeypatch):
 
 
 def test_an_example_that_does_not_fit_is_refused():
-    assert refusal(hand(deep), torch.randn(2, 5, 6, 6)).code == "data"
+    assert refusal(hand(deep), torch.randn(2, 5, 6, 6), "example of shape [2, 5, 6, 6]").code == "data"
+    refusal(hand(deep), images()[0], "example of shape [3, 6, 6]", "with the batch axis")
+
+
+@pytest.mark.parametrize("given", [lambda y: (y, y), lambda y: {"logits": y}])
+def test_several_results_are_refused(given):
+    caught = refusal(hand(lambda net, x: given(net.conv(fake(x, 0.05, 3)))), images(), "returns a", "one tensor")
+    assert "of 2" in str(caught) or "of 1" in str(caught)
+
+
+def test_dynamic_scales_are_named_once():
+    def function(net, x):
+        scale, zero = QD.choose_qparams.tensor(x, 0, 255, 1e-6, torch.uint8)
+        codes = QD.quantize_per_tensor.tensor(x, scale, zero, *UINT8)
+        return net.conv(QD.dequantize_per_tensor.tensor(codes, scale, zero, *UINT8))
+
+    assert len(refusal(hand(function), images(), "choose_qparams").diagnostics) == 1
 
 
 def test_a_model_of_another_kind_is_refused():
