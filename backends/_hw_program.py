@@ -30,10 +30,15 @@ from spir.backends._hw_kernels import (
     outer,
     triple_of,
 )
+from spir.backends._hw_registers import STATE, SUM, Counts, Registers, Tally, added, encodable, ends, law_of, whole
 from spir.backends._hw_threads import share, workers
+from spir.errors import SpirError
 from spir.ir import Array, Module, Node, kept
+from spir.ops._accumulation import accumulate
 from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
+from spir.ops._thinning import Thinning
+from spir.ops._threshold import law as by_law
 from spir.ops.avg_pool import AvgPool
 from spir.ops.clip import Clip
 from spir.ops.concat import Concat
@@ -42,17 +47,20 @@ from spir.ops.dequantize import Dequantize
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.max_pool import MaxPool
+from spir.ops.neuron_stem import NeuronStem
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.ranges import Ranges
-from spir.types import SORTED, Current, Interval, Real, Shape, Stored, Tensor, Train, weights
+from spir.types import SORTED, Current, Interval, Real, Shape, Spikes, Stored, Tensor, Train, weights
 
 CHUNK = 2**21
 """Bytes that the widest op reads and writes for the samples that pass through the network together."""
 
 LINE = 64
 """Bytes of a cache line, on which values begin."""
+
+ONE, ZERO = Array.of([1]), Array.of([0])
 
 Padding = tuple[int, int, int, int]
 BARE: Padding = (0, 0, 0, 0)
@@ -113,9 +121,27 @@ class Firing:
     zeros_like = staticmethod(np.zeros_like)
 
     @staticmethod
+    def hold(state: Numbers) -> Numbers:
+        """The state register, wide enough."""
+        return state
+
+    @staticmethod
     def constant(array: Array, like: Numbers) -> Numbers:
         """A constant that broadcasts over ``[N, C, ...]``."""
         return channelwise(array.values, like.ndim - 1)
+
+
+class Held(Firing):
+    """A namespace whose register may overflow: it keeps what its width allows, and the tally counts the rest."""
+
+    def __init__(self, tally: Tally, node: Node, frames: int) -> None:
+        self._tally, self._node, self._frames, self._updates = tally, node, frames, 0
+
+    def hold(self, state: Numbers) -> Numbers:  # type: ignore[override]  # this register counts its updates
+        """The state register after one more update; there is one a frame, or one a frame for every step."""
+        step = self._updates % self._frames
+        self._updates += 1
+        return self._tally.hold(self._node, STATE, state, step)
 
 
 def expand(value: Numbers, frames: Numbers, train: Train) -> None:
@@ -167,11 +193,19 @@ def gather(frames: Numbers | Iterator[Numbers], factors: tuple[int, ...]) -> Num
 
 @attrs.frozen(eq=False, slots=False)
 class Program:
-    """A module whose trains are either merged into what they decode to, or stepped through frame by frame."""
+    """A module whose trains are either merged into what they decode to, or stepped through frame by frame.
+
+    Whatever `Registers` says may overflow is stepped, and cut to its width after every update.
+    """
 
     module: Module
-    ranges: Mapping[str, Ranges]
+    registers: Registers
     merged: frozenset[str]
+
+    @property
+    def ranges(self) -> Mapping[str, Ranges]:
+        """Proved bounds of every value."""
+        return self.registers.ranges
 
     @property
     def bytes_per_sample(self) -> int:
@@ -182,25 +216,40 @@ class Program:
 
     def run(self, x: Numbers, keep: str = "") -> dict[str, Stored]:
         """See `spir.backend.Executable.run`."""
+        return self.run_counting(x, keep)[0]
+
+    def run_counting(self, x: Numbers, keep: str = "") -> tuple[dict[str, Stored], Counts]:
+        """See `spir.backend.Counting`."""
         x = self.module.input.type.read(x)
         types, train = self.module.types, self.module.input.type.train is not None
         samples = x.shape[1 if train else 0]
         wanted = [name for name in types if kept(name, keep) or name == self.module.output]
-        results = {name: _room(types[name], samples) for name in wanted}
+        results = {name: room_for(types[name], samples) for name in wanted}
         framewise = self._framewise([name for name in wanted if name in self.merged])
 
         size = max(1, min(self.chunk, -(-samples // workers())))
 
+        tallies: list[Counts] = []
+        failed: list[int] = []
+
         def work(parts: Sequence[slice]) -> None:
-            scratch, memory = Scratch(), np.empty(size * self.room, np.uint8)
+            scratch, memory, tally = Scratch(), np.empty(size * self.room, np.uint8), Tally(self.module, self.registers)
             for part in parts:
-                for name, value in _Pass(self, framewise, scratch, memory, x[:, part] if train else x[part]).values():
-                    if name in results:
-                        place = results[name][:, part] if types[name].train is not None else results[name][part]
-                        np.copyto(place, outer(value, types[name].shape), casting="unsafe")
+                given = x[:, part] if train else x[part]
+                try:
+                    for name, value in Pass(self, framewise, scratch, memory, given, tally).values():
+                        if name in results:
+                            place = results[name][:, part] if types[name].train is not None else results[name][part]
+                            np.copyto(place, outer(value, types[name].shape), casting="unsafe")
+                except SpirError:  # an overflow that is an error
+                    failed.append(part.start)
+                    break
+            tallies.append(tally.counts)
 
         share(work, [slice(start, start + size) for start in range(0, samples, size)])
-        return results
+        if failed:
+            self._fail(x, range(min(failed), min(min(failed) + size, samples)))
+        return results, added(tallies)
 
     @cached_property
     def kernels(self) -> dict[str, Kernel]:
@@ -211,10 +260,33 @@ class Program:
     def laws(self) -> dict[str, Law]:
         """The law of every op that has one and reads decoded values."""
         return {
-            n.result: law(n.op, n.type.shape, self.ranges[n.operands[0]].value)
+            n.result: law(n.op, n.type.shape, self._summed(n))
             for n in self.module.nodes
             if triple_of(n.op) is not None and not self.stepped(n.operands[0])
         }
+
+    @cached_property
+    def clipped(self) -> dict[str, tuple[int, int]]:
+        """What encoders take, where registers that overflow may bring them more."""
+        found: dict[str, tuple[int, int]] = {}
+        for node in self.module.nodes:
+            limits = encodable(node, self.module)
+            if limits is not None and self.registers.loose:
+                low, high = self.ranges[node.operands[0]].value.hull
+                found |= {node.result: limits} if low < limits[0] or high > limits[1] else {}
+        return found
+
+    @cached_property
+    def tables(self) -> dict[str, Numbers | None]:
+        """What each code of a thinned train becomes; None for codes that are too many."""
+        found: dict[str, Numbers | None] = {}
+        for node in self.module.nodes:
+            thinning, train = node.op.thinning if isinstance(node.op, (Encode, Neuron)) else None, node.type.train
+            if thinning is not None and isinstance(train, Spikes):
+                signed = train.lo < 0
+                table = thinning.table(train.steps, signed=signed)
+                found[node.result] = table if table is None or not signed else np.roll(table, len(table) // 2)
+        return found
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -257,9 +329,36 @@ class Program:
         """Bytes that all values of a sample share."""
         return max(start + self.slots[name].nbytes for name, start in self.places.items())
 
+    def loose(self, node: Node, which: str) -> bool:
+        """Whether a register of an op may overflow."""
+        return (node.result, which) in self.registers.loose
+
+    def divides(self, node: Node) -> bool:
+        """Whether the offset of a law is added in a state register that may overflow."""
+        return self.registers.offsets and self.loose(node, STATE) and whole(node, self.module)
+
+    def _summed(self, node: Node) -> Interval:
+        """Bounds of what a law reads."""
+        if self.loose(node, STATE):
+            return Interval.of(*ends(self.registers.widths[STATE]))
+        return self.ranges[node.operands[0]].value
+
+    def _fail(self, x: Numbers, samples: range) -> None:
+        """Runs samples alone until the first that fails does so, whatever batch it came in.
+
+        Raises:
+            SpirError: its own.
+        """
+        train = self.module.input.type.train is not None
+        tally, memory = Tally(self.module, self.registers), np.empty(self.room, np.uint8)
+        for i in samples:
+            given = x[:, i : i + 1] if train else x[i : i + 1]
+            for _ in Pass(self, {}, Scratch(), memory, given, tally).values():
+                pass
+
     def settle(self) -> None:
         """Makes every proof and constant now, so that a run is nothing but a run."""
-        _ = self.slots, self.laws, self.chunk, self.last, self.room
+        _ = self.slots, self.laws, self.tables, self.clipped, self.chunk, self.last, self.room
 
     def stepped(self, name: str) -> bool:
         """Whether a value is held as frames."""
@@ -318,14 +417,14 @@ def _around(node: Node) -> tuple[str, ...]:
     return node.result, *node.operands
 
 
-def _room(type_: Tensor, samples: int) -> Numbers:
+def room_for(type_: Tensor, samples: int) -> Numbers:
     """Memory for a stored value."""
     frames = () if type_.train is None else (type_.steps,)
     return np.empty((*frames, samples, *type_.shape), np.float64 if isinstance(type_.encoding, Real) else np.int64)
 
 
 @attrs.frozen(eq=False)
-class _Pass:
+class Pass:
     """A few samples on their way through the network."""
 
     program: Program
@@ -333,6 +432,7 @@ class _Pass:
     scratch: Scratch
     memory: NDArray[np.uint8]
     x: Numbers
+    tally: Tally
     held: dict[str, Numbers] = attrs.field(factory=dict)
     frames: dict[str, Numbers] = attrs.field(factory=dict)
 
@@ -343,7 +443,7 @@ class _Pass:
         yield self._shown(module.input.name)
         for node in module.nodes:
             self._take(node.result)
-            self._step(node)
+            self.step(node)
             if node.result in self.framewise:
                 self._make_frames(node)
             yield self._shown(node.result)
@@ -391,7 +491,8 @@ class _Pass:
                 by_frame.act(self.scratch, out, *(self.frames[o][t] for o in node.operands))
         self.frames[node.result] = frames
 
-    def _step(self, node: Node) -> None:
+    def step(self, node: Node) -> None:
+        """Computes one op from the values it reads; all are in `held`."""
         out, op = self.inside(node.result), node.op
         x = [self.inside(o) for o in node.operands]
         if isinstance(op, LinearMap):
@@ -414,35 +515,84 @@ class _Pass:
             x = [self.held[node.operands[0]]]
         if not self.program.stepped(node.result):
             made.act(self.scratch, out, *x)
+            if self.program.loose(node, STATE):
+                self._hold(node, STATE, out, None)
             return
+        cut = self.program.loose(node, SUM)
         silent = [np.zeros_like(operand[0]) if len(operand) < len(out) else operand[0] for operand in x]
         for t, frame in enumerate(out):
             pairs = zip(x, silent, strict=True)
             made.act(self.scratch, frame, *(operand[t] if t < len(operand) else rest for operand, rest in pairs))
+            if cut:
+                self._hold(node, SUM, frame, t)
+
+    def _hold(self, node: Node, which: str, place: Numbers, step: int | None) -> None:
+        """Cuts channels-last values to their register, in place."""
+        seen = outer(place, node.type.shape)
+        np.copyto(seen, self.tally.hold(node, which, seen, step), casting="unsafe")
+
+    def _loaded(self, node: Node, x: Numbers) -> Numbers:
+        """Integers as the state register of an op takes them, and with the offset of a law that has no multiplier."""
+        if not self.program.loose(node, STATE):
+            return x
+        shape = self.program.module.types[node.operands[0]].shape
+        return inner(self.tally.hold(node, STATE, outer(x, shape).astype(np.int64), None), shape)
+
+    def _offset(self, node: Node, total: Numbers) -> Numbers:
+        """Sums ``[N, *shape]`` plus the offset of the law, which is one more update of the state."""
+        raw = total + channelwise(node.op.add.values, total.ndim - 1)  # type: ignore[attr-defined]  # it has a law
+        return self.tally.hold(node, STATE, raw, None)
 
     def _respond(self, node: Node, x: Numbers, out: Numbers) -> None:
         """A neuron, its law alone, or an encoder: from frames or their value to frames or their value."""
         if self.program.stepped(node.operands[0]):
             self._fire(node, x, out)
             return
+        if node.result in self.program.clipped:
+            x = np.clip(x, *self.program.clipped[node.result])
         if isinstance(node.op, Encode) and node.op.code == "isi":
             spread(x, out, node.op)
             return
         stepped, value = self.program.stepped(node.result), out
-        if stepped:
-            value = self.scratch.take("value", out.shape[1:], INT64)
+        thinning = node.op.thinning if isinstance(node.op, (Encode, Neuron)) else None
+        if stepped or thinning is not None:
+            value = self.scratch.take("value", out.shape[1:] if stepped else out.shape, INT64)
         if isinstance(node.op, Encode):
             np.copyto(value, x, casting="unsafe")
+        elif self.program.divides(node):
+            shape, given = node.type.shape, law_of(node)
+            assert given is not None  # it divides
+            _, _, div, lo, hi = given
+            z = self._offset(node, outer(self._loaded(node, x), shape))
+            np.copyto(outer(value, shape), by_law(z, ONE, ZERO, div, lo, hi), casting="unsafe")
         else:
-            self.program.laws[node.result].act(self.scratch, value, x)
+            self.program.laws[node.result].act(self.scratch, value, self._loaded(node, x))
+        if thinning is not None:
+            value = self._thinned(node, thinning, value)
         if stepped:
             assert node.type.train is not None  # only trains are stepped
             expand(value, out, node.type.train)
+        elif thinning is not None:
+            np.copyto(out, value, casting="unsafe")
+
+    def _thinned(self, node: Node, thinning: Thinning, codes: Numbers) -> Numbers:
+        """What the thinned train of codes decodes to: from a table, or by steps where codes are many."""
+        train = node.type.train
+        assert isinstance(train, Spikes)  # nothing else is thinned
+        table = self.program.tables[node.result]
+        if table is None:
+            return np.asarray(thinning.decoded(Firing(), codes, train.steps, signed=train.lo < 0))
+        return table[codes]  # below 0 from the end, where two's complement has them
 
     def _fire(self, node: Node, x: Numbers, out: Numbers) -> None:
         assert isinstance(node.op, Neuron)  # nothing else reads trains frame by frame
         shape = node.type.shape
-        spikes = node.op.fire(Firing(), (outer(frame, shape).astype(np.int64) for frame in x))
+        frames = (outer(frame, shape).astype(np.int64) for frame in x)
+        xp = self._namespace(node, len(x))
+        if self.program.divides(node):
+            spikes = self._divide(node, node.op, xp, frames)
+        else:
+            spikes = node.op.fire(xp, frames)
         if self.program.stepped(node.result):
             for place, frame in zip(out, spikes, strict=True):
                 np.copyto(outer(place, shape), frame, casting="unsafe")
@@ -451,14 +601,31 @@ class _Pass:
             total = gather(spikes, weights(node.type.train.code, node.type.steps))
             np.copyto(outer(out, shape), total, casting="unsafe")
 
+    def _namespace(self, node: Node, frames: int) -> Firing:
+        return Held(self.tally, node, frames) if self.program.loose(node, STATE) else Firing()
+
+    def _divide(self, node: Node, op: Neuron, xp: Firing, frames: Iterator[Numbers]) -> Iterator[Numbers]:
+        """A neuron whose offset is added in the state register: the sum, the offset, and the steps without either."""
+        train = self.program.module.types[node.operands[0]].train
+        assert train is not None  # it reads frames
+        total = accumulate(xp, frames, train.code, op.shift if isinstance(op, NeuronStem) else 0)
+        rest = {"add": ZERO, "shift": 0} if isinstance(op, NeuronStem) else {"add": ZERO}
+        return attrs.evolve(op, **rest).fire(Firing(), iter([self._offset(node, total)]))
+
     def _integrate(self, node: Node, op: Integrate, x: Numbers, out: Numbers) -> None:
         source = self.program.module.types[node.operands[0]]
         if self.program.stepped(node.operands[0]):
             assert source.train is not None  # only trains are stepped
-            x = gather(x, weights(source.train.code, source.steps))
+            frames = (outer(frame, source.shape).astype(np.int64) for frame in x)
+            total = accumulate(self._namespace(node, len(x)), frames, source.train.code, op.shift)
+            total = total if op.bias is None else total + channelwise(op.bias.values, len(source.shape))
+            if op.bias is not None and self.program.loose(node, STATE):
+                total = self.tally.hold(node, STATE, total, None)
+            np.copyto(outer(out, source.shape), total, casting="unsafe")
+            return
         if op.bias is not None:
             x = x.astype(np.int64) + aligned(op.bias.values, source.shape)
-        np.copyto(out, x, casting="unsafe")
+        np.copyto(out, self._loaded(node, x), casting="unsafe")
 
     def _pool(self, op: MaxPool, x: Numbers, out: Numbers) -> None:
         """The maximum of integers, or of each frame of a train whose frames are nested or all equal."""
@@ -472,6 +639,7 @@ class _Pass:
                 work = np.floor(x / scale + 0.5)
                 np.copyto(out, np.clip(work, lo, hi, out=work), casting="unsafe")
             case Clip(lo=low, hi=high):
+                x = self._loaded(node, x)
                 np.clip(x, aligned(low.values, node.type.shape), aligned(high.values, node.type.shape), out=out)
             case Relu():
                 np.copyto(out, np.maximum(x, 0), casting="unsafe")

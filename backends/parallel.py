@@ -19,6 +19,7 @@ from spir.backends.torch_ops._device import absent, lossy, quiet
 from spir.backends.torch_ops._exactness import exact_dtype, sum_dtype
 from spir.backends.torch_ops._firing import Firing
 from spir.backends.torch_ops._lowering import Use
+from spir.backends.torch_ops._thinning import thinned
 from spir.backends.torch_ops.conv2d import Conv2dLowering
 from spir.backends.torch_ops.encode import EncodeLowering
 from spir.backends.torch_ops.linear import LinearLowering
@@ -27,6 +28,7 @@ from spir.batches import count, cut
 from spir.discovery import find, names
 from spir.errors import SpirError, error, located
 from spir.ir import Module, Node, kept
+from spir.ops._accumulation import scaled
 from spir.ops._linear import LinearMap
 from spir.ops._neuron import Neuron
 from spir.ops._threshold import Triple
@@ -86,7 +88,8 @@ class Parallel(Backend):
                         sums[node.result] = weighted
                 else:
                     law = Counting.of(node, Charge.of(node, module, ranges), triple, sums, device)
-                    step = _Step(node, law.reads, law)
+                    thinning = node.op.thinning if isinstance(node.op, Neuron) else None
+                    step = _Step(node, law.reads, thinned(law, thinning, node.type, law.held))
                     for name in law.inner:
                         del steps[name]
                 steps[node.result] = step
@@ -293,6 +296,8 @@ def _unfit(node: Node, module: Module) -> tuple[str, str] | None:
         if op.triple is None:
             return f"{op.name} has no count law: its trains do not follow from sums", "fuse-parallel, or backend serial"
         return None
+    if isinstance(op, Integrate) and scaled(op.shift):
+        return "parallel sums what trains decode to, and scaled terms say more than that", "backend serial or hw"
     if op.name not in names(LOWERINGS) and not isinstance(op, Mix):
         fix = f"add backends/torch_ops/{op.name}.py, or rewrite the op with a pass"
         return f"parallel has no torch lowering of {op.name}", fix
@@ -310,7 +315,9 @@ def _plain(node: Node, module: Module, ranges: Mapping[str, Ranges], device: tor
         case Encode(code="isi"):
             density = node.op.density
             return _Step(node, node.operands, lambda x: _counted(x, density).to(held))
-        case Encode() | Integrate(bias=None):
+        case Encode(thinning=thinning) if held is not None:
+            return _Step(node, node.operands, thinned(_same, thinning, node.type, held))
+        case Integrate(bias=None):
             return _Step(node, node.operands, _same)
         case Integrate(bias=bias) if bias is not None:
             wide = max(

@@ -181,7 +181,7 @@ NAMED = (
     ),
     Fault(
         "tie-at-threshold",
-        "spir/ops/neuron_stem.py",
+        "spir/ops/_thinning.py",
         "fires = potential >= threshold",
         "fires = potential > threshold",
         "a potential at the threshold does not fire",
@@ -282,9 +282,9 @@ NAMED = (
     ),
     Fault(
         "prefix-does-not-fit",
-        "backends/hw.py",
-        "held = state.value | state.prefix if first.train is not None else state.value",
-        "held = state.value",
+        "spir/ranges.py",
+        "        held = read.value | read.prefix\n",
+        "        held = read.value\n",
         "hw takes a network although a prefix of its frames overflows the accumulator",
     ),
     Fault(

@@ -14,8 +14,11 @@ from spir.contracts import Calibrated, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node, Op, Origin
 from spir.ops._linear import LinearMap, Relabelling, WeightedMap
+from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
+from spir.ops.concat import Concat
+from spir.ops.global_avg_pool import GlobalAvgPool
 from spir.ops.max_pool import MaxPool
 from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
@@ -105,6 +108,8 @@ class _Point:
     lo: Reals
     hi: Reals
     signed: bool
+    above: bool = False
+    """Of a signed point: nothing below 0 ever reaches it."""
 
     @property
     def moves(self) -> bool:
@@ -121,7 +126,8 @@ class CalibrateRange(Pass):
     With ``per = channel`` a relu becomes scale{g}(clip{0, hi}(scale{1 / g}(x))), g per channel, so that every channel
     uses all codes; quantize folds g into the weights that read it. A clip whose range does not start at 0 stands
     between two shifts. A value or channel that the data leave at 0 takes the widest range around, so that its scale is
-    a live one; none takes less than 2^-12 of it.
+    a live one; none takes less than 2^-12 of it. With ``pools = on`` an average pool that weights read is divided into
+    steps, too: it becomes a layer of neurons of its own, and no sum of one step counts the spikes of whole windows.
     """
 
     name: ClassVar[str] = "calibrate-range"
@@ -129,6 +135,7 @@ class CalibrateRange(Pass):
     percentile: float | None = option(None, "the share of values inside, for method = percentile: 99.99", ge=50, le=100)
     per: str = option("tensor", "one range a tensor, or one a channel of activations", one_of=("tensor", "channel"))
     bits: int | None = option(None, "bits of the codes that method = mse fits: 8", ge=2, le=16)
+    pools: bool = option(False, "average pools that weights read become neurons, for chips with narrow sums")
     levels: int | None = option(None, "codes above 0 that method = mse fits to activations", ge=1, le=65535)
 
     def contract(self) -> Contract:
@@ -169,13 +176,16 @@ class CalibrateRange(Pass):
             if point is not None and point.signed:
                 low, high = _around(ends[node.result], live)
                 top = max(-low, high)
-                self._enter(node.result, node.origin, (low, high) if node.result in hosted else (-top, top), rewriter)
+                around = (low, high) if node.result in hosted else (0.0 if point.above else -top, top)
+                self._enter(node.result, node.origin, around, rewriter)
         return rewriter.finish()
 
     def _points(self, module: Module, hosted: set[str]) -> dict[str, _Point]:
         """The values that need a range: what enters the network, activations, and sums that weights read."""
         none, sums = np.array([np.inf]), _read_by_weights(module)
         found = {n: _Point(-none, none, signed=True) for n in _entering(module, hosted) if not _ranged(n, module)}
+        if self.pools:
+            found |= {n: _Point(-none, none, signed=True, above=_above(n, module)) for n in _pools(module)}
         for node in module.nodes:
             chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
             if chosen and not only_quantised(node, module) and (point := _point(node, sums)):
@@ -245,7 +255,7 @@ class CalibrateRange(Pass):
                 found[name] = ends[name]
                 continue
             bits = self.bits or 8
-            levels = 2 ** (bits - 1) - 1 if point.signed else 2**bits - 1
+            levels = 2 ** (bits - 1) - 1 if point.signed and not point.above else 2**bits - 1
             source = module.definitions.get(name)
             if self.levels is not None and source is not None and not source.op.host:
                 levels = self.levels
@@ -317,6 +327,28 @@ def _point(node: Node, sums: set[str]) -> _Point | None:
     return _Point(-none, none, signed=True) if node.result in sums else None
 
 
+def _pools(module: Module) -> set[str]:
+    """Average pools that weights read."""
+    pooled = {
+        n.result for n in module.nodes if isinstance(n.op, (AvgPool, GlobalAvgPool)) and not only_quantised(n, module)
+    }
+    return pooled & _before_weights(module)
+
+
+def _above(name: str, module: Module) -> bool:
+    """Whether a value is made of activations that are never below 0."""
+    node = module.definitions.get(name)
+    match node.op if node is not None else None:
+        case Relu():
+            return True
+        case Clip(lo=lo):
+            return bool(lo.values.min() >= 0)
+        case AvgPool() | GlobalAvgPool() | MaxPool() | Concat() | Relabelling():
+            assert node is not None  # it has an op
+            return all(_above(o, module) for o in node.operands)
+    return False
+
+
 def _read_by_weights(module: Module) -> set[str]:
     """Sums of weighted values that other weights read before any activation: spikes must be made of them."""
     sums: set[str] = set()
@@ -324,6 +356,11 @@ def _read_by_weights(module: Module) -> set[str]:
         passes = isinstance(node.op, (LinearMap, BatchNorm, Shift, MaxPool))
         if isinstance(node.op, WeightedMap) or (passes and not sums.isdisjoint(node.operands)):
             sums.add(node.result)
+    return sums & _before_weights(module)
+
+
+def _before_weights(module: Module) -> set[str]:
+    """What weights read, moves of elements aside."""
     found = set()
     for node in module.nodes:
         if isinstance(node.op, WeightedMap):
@@ -331,4 +368,4 @@ def _read_by_weights(module: Module) -> set[str]:
             while (source := module.definitions.get(value)) is not None and isinstance(source.op, Relabelling):
                 (value,) = source.operands
             found.add(value)
-    return found & sums
+    return found

@@ -91,7 +91,7 @@ def _fused(sums: dict[str, str], node: Node, rewriter: Rewriter) -> str | None:
             law = op.count_law
             assert law is not None  # run refused
             return rewriter.emit(law, _summed(operand, sums, rewriter), name=node.result, origin=node.origin)
-        case Integrate(bias=None):
+        case Integrate(bias=None, shift=0):
             return _summed(node.operands[0], sums, rewriter, node.result)
         case Mix():
             return _summed(node.operands[0], sums, rewriter)

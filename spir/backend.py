@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
+import numpy as np
 from numpy.typing import NDArray
 
 from spir.errors import SpirError, raise_all
@@ -40,6 +41,19 @@ class Packing(Executable, Protocol):
 
     def run_packed(self, x: NDArray[Any], keep: str = "") -> dict[str, Stored | Packed]:
         """As `run`, with trains of spikes in words."""
+
+
+Overflows = Mapping[tuple[str, str], NDArray[np.int64]]
+"""How often registers were given what they do not hold, over samples, steps and elements: by value and register,
+``sum`` (of one step's weights) or ``state``, one count a channel. Registers without an overflow are left out."""
+
+
+@runtime_checkable
+class Counting(Executable, Protocol):
+    """An executable that simulates registers of stated width, and counts what they do not hold."""
+
+    def run_counting(self, x: NDArray[Any], keep: str = "") -> tuple[dict[str, Stored], Overflows]:
+        """As `run`, with the overflows of the same run; counts of batches add up to those of all samples."""
 
 
 @runtime_checkable

@@ -28,6 +28,7 @@ from spir import artifact, difference, driver, options, pipeline, store
 from spir.discovery import find, names
 from spir.errors import SpirError, error
 from spir.ir import Module
+from spir.profile import Profile
 from spir.report import measured
 from spir.text import parse, show
 
@@ -116,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, help=f"inputs, with labels for an accuracy: {NOT_READ}")
     sub.add_argument("--backend", help="another backend than the saved one")
     sub.add_argument("--save-output", help="an .npz file for the outputs")
-    sub.add_argument("--report", action="store_true", help="count spikes and synaptic operations, too")
+    sub.add_argument("--report", action="store_true", help="count spikes, operations, energy and memory, too")
+    sub.add_argument("--profile", help="the report's chip: a name such as darwin3, or a .toml file")
 
     sub = command("opt", _opt, "Runs passes on IR text.")
     sub.add_argument("input", help="a .spir file")
@@ -161,7 +163,7 @@ def _demo(arguments: argparse.Namespace) -> Result:
 
 
 def _compile(arguments: argparse.Namespace) -> Result:
-    data, _ = _data(arguments.data) if arguments.data else (None, None)
+    data = _calibration(arguments.data) if arguments.data else None
     model = _model(arguments.model, arguments.weights)
     example = _example(arguments.example_shape) if arguments.example_shape else None
     with _progress() as progress:
@@ -191,6 +193,9 @@ def _compile(arguments: argparse.Namespace) -> Result:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
+    if arguments.profile and not arguments.report:
+        raise error("usage", "--profile is for the report", fix="add --report")
+    profile = Profile.load(arguments.profile) if arguments.profile else None
     x, y = _data(arguments.data)
     compiled = driver.load(arguments.artifact, arguments.backend)
     start = time.perf_counter()
@@ -198,7 +203,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         progress(f"run {len(x)} samples on {compiled.backend.name}")
         output = compiled(x)
         seconds = time.perf_counter() - start
-        report = compiled.report(x) if arguments.report else None
+        report = compiled.report(x, profile) if arguments.report else None
     data: dict[str, Any] = {"schema": "spir-run/1", "samples": len(x), "seconds": seconds}
     lines = [f"{len(x)} samples on {compiled.backend.name} in {seconds:.2f} s"]
     if y is not None:
@@ -224,7 +229,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def _opt(arguments: argparse.Namespace) -> Result:
     module = _module(Path(arguments.input), arguments.weights)
-    data, _ = _data(arguments.data) if arguments.data else (None, None)
+    data = _calibration(arguments.data) if arguments.data else None
     steps = pipeline.parse(arguments.passes)
     asked = [name.strip() for name in arguments.print_after.split(",") if name.strip()]
     for name in asked:
@@ -368,6 +373,12 @@ def _data(text: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
         if name not in arrays:
             raise error("data", f"{file} holds no array {name!r}", fix=f"one of: {', '.join(arrays)}")
     return arrays[wanted[0]], arrays[wanted[1]] if len(wanted) > 1 else None
+
+
+def _calibration(text: str) -> Any:
+    """Inputs, with their labels where the file holds some."""
+    x, y = _data(text)
+    return x if y is None else [(x, y)]
 
 
 def _example(text: str) -> NDArray[np.float32]:

@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir import artifact, pipeline, report
-from spir.backend import Backend, Executable, Packing, Steered
+from spir.backend import Backend, Counting, Executable, Overflows, Packing, Steered
 from spir.batches import bytes_of, count, cut
+from spir.costs import Prices, Registers
 from spir.discovery import find, names
-from spir.errors import Diagnostic, SpirWarning, error, located
+from spir.errors import Diagnostic, SpirError, SpirWarning, error, located
 from spir.ir import Module, kept
 from spir.options import build, spelled
 from spir.packing import Packed
 from spir.pipeline import Entry, Stage
+from spir.profile import Profile
 from spir.rewriting import Pass
 from spir.types import Int, Real, Reals, Spikes, Stored, Tensor
 from spir.verify import verify
@@ -107,6 +109,8 @@ class Context:
 
     data: NDArray[Any] | None
     seed: int
+    labels: NDArray[np.int64] | None = None
+    progress: Callable[[str], None] = lambda _: None
     notes: list[str] = attrs.field(factory=list, init=False)
 
     def note(self, text: str) -> None:
@@ -116,11 +120,22 @@ class Context:
     def evaluate(
         self, module: Module, x: NDArray[Any], keep: str = "*", *, batch: int | None = None
     ) -> Iterator[Mapping[str, Reals]]:
-        """Decoded values of the names that match ``keep``, ``batch`` samples at a time, else as memory permits."""
-        executable = backend_of("serial").prepare(module)
+        """Decoded values of the names that match ``keep``, ``batch`` samples at a time, else as memory permits.
+
+        Trains are not stepped through where what they decode to says all.
+        """
+        executable = _fastest(module)
         for part in cut(module, x, batch or _at_once(executable, module, keep)):
-            stored = executable.run(part, keep)
-            yield {name: module.types[name].decode(stored.pop(name)) for name in list(stored)}
+            stored = (
+                executable.run_packed(part, keep) if isinstance(executable, Packing) else executable.run(part, keep)
+            )
+            yield {name: Trace(module.types[name], stored.pop(name)).decoded for name in list(stored)}
+
+    def stored(self, module: Module, x: NDArray[Any], keep: str = "*") -> Iterator[Mapping[str, Stored]]:
+        """See `spir.rewriting.Context`."""
+        executable = backend_of("serial").prepare(module)
+        for part in cut(module, x, _at_once(executable, module, keep)):
+            yield executable.run(part, keep)
 
     def steer(
         self,
@@ -193,17 +208,44 @@ class Compiled:
             raise error("usage", f"no value matches {keep!r}", fix=f"names: {', '.join(list(self.module.types)[:12])}")
         return found
 
-    def report(self, x: Any) -> report.Report:
-        """Spikes, synaptic operations, coverage and the journal, measured on ``x``.
+    def report(self, x: Any, profile: str | Profile | None = None) -> report.Report:
+        """Spikes, operations, energy, memory, coverage and the journal, measured on ``x``.
+
+        Args:
+            x: inputs, as for a call.
+            profile: a chip, or the name or path of one (see `Profile.load`), for the room in its registers and the
+                prices of its operations; without one that of the backend, where it models a chip.
 
         Raises:
             SpirError[data]: an input of the wrong shape or type.
+            SpirError[option], SpirError[profile], SpirError[io]: a profile that there is not, or that cannot be read.
         """
+        asked = getattr(self.backend, "chip", None) if profile is None else profile
+        chip = asked if asked is None or isinstance(asked, Profile) else Profile.load(str(asked))
         batch = self._batch(x)
         counter = report.Counter(self.module)
         for part in self._runs(batch, counter.keep):
             counter.add({name: t.stored for name, t in part.items()})
-        return counter.finish(count(self.module, batch), self.journal, self.source, str(self.backend.name))
+        samples, name = count(self.module, batch), str(self.backend.name)
+        if chip is None:
+            return counter.finish(samples, self.journal, self.source, name)
+        owner = chip.name if profile is not None else f"{name}{spelled(self.backend)}"
+        registers, prices = Registers.of(chip, owner), Prices.of(chip)
+        return counter.finish(samples, self.journal, self.source, name, registers, (prices,) if prices else ())
+
+    def overflows(self, x: Any) -> Overflows:
+        """How often registers overflow on ``x``, by value and register; empty where none does.
+
+        Raises:
+            SpirError[data]: an input of the wrong shape or type. SpirError[E-ISUM], SpirError[E-VRANGE]: the first
+                overflow, where the backend's options call it an error.
+        """
+        batch, ready, total = self._batch(x), self.executable, dict[tuple[str, str], NDArray[np.int64]]()
+        if isinstance(ready, Counting):
+            for part in cut(self.module, batch, _at_once(ready, self.module, "")):
+                for register, counts in ready.run_counting(part)[1].items():
+                    total[register] = total.get(register, 0) + counts
+        return total
 
     def save(self, path: str | Path) -> None:
         """Writes the artifact folder whole or not at all; an older artifact there is replaced.
@@ -264,7 +306,8 @@ def compile(  # noqa: A001 - the word of the field
     Args:
         model: a trained `torch.nn.Module` (it comes back as it was), or a `spir.ir.Module`.
         passes: pipeline text such as ``"@stem{bits=8}"``, or a list of texts and passes.
-        data: calibration inputs, model-ready, read once: array, tensor, DataLoader or iterable of ``x`` or ``(x, y)``.
+        data: calibration inputs, model-ready, read once: array, tensor, DataLoader or iterable of ``x`` or ``(x, y)``;
+            ``y`` are classes, which passes that measure accuracy read.
         example: one batch that fixes the input shape; the first of ``data`` by default.
         backend: text such as ``"hw{collapse=off}"``.
         frontend: the frontend's name, or ``auto``.
@@ -291,7 +334,7 @@ def compile(  # noqa: A001 - the word of the field
         raise error("usage", "train, validation and loss go with passes that train, and none here does")
     steps = pipeline.resolve(passes)
     runner = backend if isinstance(backend, Backend) else backend_of(backend)
-    inputs = None if data is None else gather(data)
+    inputs, labels = (None, None) if data is None else _gathered(data)
     progress("read the model")
     module = _module(model, inputs if example is None else _array(example, "the example"), frontend)
     _fits(inputs, module)
@@ -300,16 +343,26 @@ def compile(  # noqa: A001 - the word of the field
             "data", f"every number of the calibration data is {inputs.flat[0]}: it says nothing of ranges"
         )
         warnings.warn(SpirWarning(finding.note("fix", "calibrate on real samples")), stacklevel=2)
-    outcome = _run(module, steps, inputs, seed, check, progress)
+    outcome = _run(module, steps, Context(inputs, seed, labels, progress), check)
     progress(f"prepare {runner.name}")
     source = {
-        "passes": pipeline.spell(steps, every=True),
+        "passes": pipeline.spell(outcome.passes, every=True),
         "data": "none" if inputs is None else f"{len(inputs)} samples, blake2b {_digest(inputs)}",
         "seed": str(seed),
         "check": check,
     }
     stages = (Stage("frontend", module), *outcome.stages)
     return Compiled(outcome.module, runner, outcome.journal, stages, source, runner.prepare(outcome.module))
+
+
+def _fastest(module: Module) -> Executable:
+    """On what passes run a module: spikes by their laws, where all have one."""
+    if any(type_.train is not None for type_ in module.types.values()):
+        try:
+            return backend_of("parallel").prepare(module)
+        except SpirError:  # neurons without a law
+            pass
+    return backend_of("serial").prepare(module)
 
 
 def load(path: str | Path, backend: str | Backend | None = None) -> Compiled:
@@ -339,21 +392,13 @@ def opt(
     """
     _check_level(check, data)
     _check_seed(seed)
-    inputs = None if data is None else gather(data)
+    inputs, labels = (None, None) if data is None else _gathered(data)
     _fits(inputs, module)
-    return _run(verify(module), pipeline.resolve(passes), inputs, seed, check, progress)
+    return _run(verify(module), pipeline.resolve(passes), Context(inputs, seed, labels, progress), check)
 
 
-def _run(
-    module: Module,
-    steps: tuple[Pass, ...],
-    inputs: NDArray[Any] | None,
-    seed: int,
-    check: str,
-    progress: Callable[[str], None],
-) -> pipeline.Outcome:
-    context = Context(inputs, seed)
-    return pipeline.run(module, steps, context, checked=check != "off", data=check == "data", progress=progress)
+def _run(module: Module, steps: tuple[Pass, ...], context: Context, check: str) -> pipeline.Outcome:
+    return pipeline.run(module, steps, context, checked=check != "off", data=check == "data", progress=context.progress)
 
 
 def backend_of(text: str) -> Backend:
@@ -381,6 +426,12 @@ def gather(data: Any) -> NDArray[Any]:
     Raises:
         SpirError[data]: nothing, numbers that are none, samples of unequal shape, NaN or Inf.
     """
+    return _gathered(data)[0]
+
+
+def _gathered(data: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Inputs ``[N, *shape]``, and classes ``[N]`` where every batch is a pair of inputs and whole numbers."""
+    labels: list[NDArray[np.int64] | None] = []
     if _is_tensor(data) or isinstance(data, np.ndarray):
         whole = _array(data, "the data")
     else:
@@ -392,7 +443,11 @@ def gather(data: Any) -> NDArray[Any]:
                 f"data is of type {type(data).__name__}",
                 fix="give an array, a tensor, a DataLoader or an iterable",
             ) from None
-        batches = [_array(b[0] if isinstance(b, (tuple, list)) and b else b, "the data") for b in given]
+        batches = []
+        for batch in given:
+            pair = isinstance(batch, (tuple, list)) and batch
+            batches.append(_array(batch[0] if pair else batch, "the data"))
+            labels.append(_classes(batch[1], batches[-1]) if pair and len(batch) == 2 else None)
         if not batches:
             raise error("data", "the calibration data is empty", fix="a few hundred samples are enough")
         shapes = {b.shape[1:] for b in batches}
@@ -410,7 +465,18 @@ def gather(data: Any) -> NDArray[Any]:
         )
     if not np.isfinite(whole).all():
         raise error("data", "the calibration data holds NaN or infinite values", fix="check the preprocessing")
-    return whole
+    classes = [batch for batch in labels if batch is not None]
+    return whole, np.concatenate(classes) if classes and len(classes) == len(labels) else None
+
+
+def _classes(y: Any, x: NDArray[Any]) -> NDArray[np.int64] | None:
+    """One class a sample, or None for labels of any other kind."""
+    try:
+        found = np.asarray(y.detach().cpu() if _is_tensor(y) else y)
+    except (TypeError, ValueError):  # ragged, or of a type that numpy lacks
+        return None
+    fits = found.dtype.kind in "iu" and x.ndim > 0 and found.shape == x.shape[:1]
+    return found.astype(np.int64) if fits else None
 
 
 def _module(model: Any, example: NDArray[Any] | None, frontend: str) -> Module:

@@ -26,6 +26,7 @@ CODES = {
     "type": "operands that an op refuses",
     "contract": "a pass that broke its promise",
     "backend": "a module that a backend refuses",
+    "profile": "a hardware profile that cannot be read",
     "artifact": "a saved network that cannot be read or written",
     "io": "a file that cannot be read or written",
     "E-MAXPOOL": "max-pool on trains that are not nested",
@@ -37,9 +38,16 @@ CODES = {
     "E-CAP": "counts that a window of steps does not hold",
     "E-BURST": "more than one threshold a step where one spike may leave",
     "E-SCALE": "scales that an op cannot take",
+    "E-RESID-DELAY": "branches of unequal depth where none waits",
     "E-RESID-SCALE": "branches whose scales do not meet",
     "E-MULT-RANGE": "a multiplier that its width cannot express",
+    "E-SCALED": "sums that are scaled to fit a register",
+    "E-CALIB-OVF": "a scale from data below the worst case",
     "E-VRANGE": "a register that cannot hold a proved bound",
+    "W-RECON": "a behaviour that is a reconstruction, because the source does not say",
+    "E-ISUM": "a weight sum of one time step beyond its register",
+    "E-DIVISOR": "a requantisation that a chip without multiplier cannot do by dividing",
+    "E-SIGNED-SPIKE": "negative spikes on a chip that sends none",
 }
 
 

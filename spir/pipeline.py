@@ -176,11 +176,15 @@ class Stage:
 
 @attrs.frozen
 class Outcome:
-    """The last module, the journal and every module on the way."""
+    """The last module, the journal and every module on the way.
+
+    ``passes`` make the same without searching: what a pass searched for stands there as it was found.
+    """
 
     module: Module
     journal: tuple[Entry, ...]
     stages: tuple[Stage, ...]
+    passes: tuple[Pass, ...]
 
 
 def run(
@@ -207,6 +211,7 @@ def run(
     """
     journal: list[Entry] = []
     stages: list[Stage] = []
+    settled: list[Pass] = []
     memory = Memory()
     for index, step in enumerate(passes):
         progress(step.name)
@@ -237,8 +242,9 @@ def run(
             )
         )
         stages.append(Stage(step.name, after))
+        settled += step.settled(module, after)
         module = after
-    return Outcome(module, tuple(journal), tuple(stages))
+    return Outcome(module, tuple(journal), tuple(stages), tuple(settled))
 
 
 def _census(module: Module) -> dict[str, int]:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.ir import Module, Node
+from spir.ops._accumulation import frame_bounds, scaled
 from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
 from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
+from spir.ops.neuron_stem import NeuronStem
 from spir.ops.requant import Requant
 from spir.ops.scale import Scaling
 from spir.types import Current, Interval, Real, Shape, Spikes, Tensor, weights
@@ -28,12 +30,15 @@ BRANCHES = 128
 class Ranges:
     """Bounds of what a value decodes to, of one frame, and of what any number of leading frames decodes to.
 
-    Without frames all three are the value.
+    Without frames all three are the value. ``first`` bounds the first frame, which may hold signs, and ``rest`` every
+    other one; frames reach their bounds independently of each other.
     """
 
     value: Interval
     frame: Interval
     prefix: Interval
+    first: Interval = attrs.field(default=attrs.Factory(lambda self: self.frame, takes_self=True))
+    rest: Interval = attrs.field(default=attrs.Factory(lambda self: self.frame, takes_self=True))
 
 
 def analyse(module: Module) -> dict[str, Ranges]:
@@ -47,11 +52,15 @@ def analyse(module: Module) -> dict[str, Ranges]:
         found[module.input.name] = source(module.input.type, module.input.type.range)
     for node in module.nodes:
         if not isinstance(node.type.encoding, Real):
-            shapes = tuple(t.shape for t in module.operand_types(node))
-            lengths = [t.steps for t in module.operand_types(node)]
-            ranges = _node(node, shapes, lengths, [found[o] for o in node.operands if o in found])
-            found[node.result] = sums.narrowed(node, ranges)
+            found[node.result] = sums.narrowed(node, result(node, module, found))
     return found
+
+
+def result(node: Node, module: Module, found: Mapping[str, Ranges]) -> Ranges:
+    """The ranges of what an integer op makes of operands within ``found`` that are independent of each other."""
+    shapes = tuple(t.shape for t in module.operand_types(node))
+    lengths = [t.steps for t in module.operand_types(node)]
+    return _node(node, shapes, lengths, [found[o] for o in node.operands if o in found])
 
 
 def _node(node: Node, shapes: tuple[Shape, ...], lengths: list[int], operands: list[Ranges]) -> Ranges:
@@ -60,22 +69,44 @@ def _node(node: Node, shapes: tuple[Shape, ...], lengths: list[int], operands: l
         if node.type.train is None:
             return Ranges(value, value, value)
         ended = [steps < node.type.steps for steps in lengths]
-        frames = (r.frame.with_zero() if over else r.frame for r, over in zip(operands, ended, strict=True))
-        frame = node.op.bounds(shapes, *frames)
-        return Ranges(value, frame, node.op.bounds(shapes, *(r.prefix for r in operands)))
+        later = (r.rest.with_zero() if over else r.rest for r, over in zip(operands, ended, strict=True))
+        first, rest = node.op.bounds(shapes, *(r.first for r in operands)), node.op.bounds(shapes, *later)
+        return Ranges(value, first | rest, node.op.bounds(shapes, *(r.prefix for r in operands)), first, rest)
     return source(node.type, node.op.bounds(shapes, *(r.value for r in operands)) if operands else node.type.range)
 
 
 def source(type_: Tensor, value: Interval) -> Ranges:
     """Ranges of a value that no linear op made: frames and prefixes are those of its code."""
     if isinstance(type_.encoding, Spikes):
-        return Ranges(value, Interval.of(*type_.encoding.frame), Interval.of(*type_.encoding.prefix))
+        train = type_.encoding
+        first, *more = (Interval.of(*ends) for ends in train.frames)
+        rest = more[0] if more else first
+        return Ranges(value, first | rest, Interval.of(*train.prefix), first, rest)
     if isinstance(type_.encoding, Current):
         lo, hi = type_.encoding.frame
         sums = list(accumulate(weights(type_.encoding.code, type_.steps)))
         prefix = Interval.of(min(lo * s for s in sums), max(hi * s for s in sums))
         return Ranges(value, Interval.of(lo, hi), prefix)
     return Ranges(value, value, value)
+
+
+def accumulated(node: Node, module: Module, found: Mapping[str, Ranges]) -> Interval | None:
+    """Every state that the accumulator of an op takes, per channel: after each frame, and with a bias; else None.
+
+    None for ops that accumulate nothing.
+    """
+    if not isinstance(node.op, (Neuron, Integrate)):
+        return None
+    (type_, *_), read = module.operand_types(node), found[node.operands[0]]
+    if type_.train is None:
+        held = read.value
+    elif isinstance(node.op, (NeuronStem, Integrate)):
+        held = read.value | read.prefix
+        if scaled(node.op.shift):
+            _, held = frame_bounds(read.first, read.rest, type_.train, node.op.shift)
+    else:
+        held = node.op.state(type_.train) or read.value | read.prefix
+    return held | found[node.result].value if isinstance(node.op, Integrate) else held
 
 
 def witness(
@@ -141,7 +172,7 @@ class _Sums:
                 own = _added(*operands)
             case Scaling() if node.op.multiplier.size == 1 and node.op.to is None:
                 own = {name: count * int(node.op.multiplier.item()) for name, count in operands[0].items()}
-            case Encode(density=1) | Integrate(bias=None):
+            case Encode(lossless=True) | Integrate(bias=None, shift=0):
                 (own,) = operands
             case Requant() | Neuron() if _is_relu(node.op):
                 self.relus[node.result] = operands[0]
@@ -177,7 +208,7 @@ def _added(*sums: Terms) -> Terms:
 
 def _is_relu(op: Requant | Neuron) -> bool:
     """Whether the law is clamp(z, 0, hi)."""
-    if op.triple is None:
+    if op.triple is None or (isinstance(op, Neuron) and op.thinning is not None):
         return False
     mul, add, div, lo, _ = op.triple
     return div == 1 and lo == 0 and bool((mul.values == 1).all()) and not add.values.any()

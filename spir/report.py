@@ -1,17 +1,32 @@
-"""What a compiled network does on given inputs: spikes, synaptic operations, coverage, and how it was made."""
+"""What a compiled network does on given inputs: spikes, operations, energy, memory, coverage, and how it was made."""
 
 from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
+from spir.costs import (
+    KIB,
+    PAPER,
+    Energy,
+    Map,
+    Memory,
+    Prices,
+    Registers,
+    additions,
+    maps,
+    memory,
+    passes_on,
+    synapses,
+)
+from spir.errors import error
 from spir.ir import Module, Node
-from spir.ops._linear import LinearMap
+from spir.ops._linear import LinearMap, WeightedMap
 from spir.ops._neuron import Neuron
 from spir.ops.clip import Clip
 from spir.ops.encode import Encode
@@ -22,50 +37,97 @@ from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.pipeline import Entry
-from spir.ranges import analyse
-from spir.schedule import Delay, schedule
-from spir.types import Real, Spikes, Stored
+from spir.ranges import accumulated, analyse
+from spir.schedule import STATES, Delay, schedule
+from spir.types import Real, Spikes, Stored, Tensor
 
-SCHEMA = "spir-report/1"
+SCHEMA = "spir-report/2"
+LONGEST = 64
+"""Frames that are counted one by one; longer trains are not."""
+SHOWN = 16
+"""Frames whose rates the text shows; `Layer.by_bit` and the plot have them all."""
+WIDE = 8
+"""The paper's prices are those of operands of so many bits."""
 
 
 @attrs.frozen
 class Layer:
     """One train: neurons, spikes and synaptic operations a sample, the share of frames that spike, and registers.
 
-    ``sum_bits`` hold every weight sum of one frame and ``state_bits`` every state of the accumulator, by proved ranges;
-    0 where a train is made of integers. ``twins`` is how many neurons may spike -1, too: where a target has no signed
-    spikes, each of them becomes two, of which one reads and sends the negative.
+    ``input`` says that the train carries the network's input: no neuron of the network makes it. ``by_bit`` are the
+    spikes a sample of each frame (of code bits the most significant first), None beyond 64 frames. ``synapses`` leave
+    all its neurons together. ``sum_bits`` hold every weight sum of one frame and ``state_bits`` every state of the
+    accumulator, by proved ranges; None where a train is made of integers. ``sum_room`` and ``state_room`` are the bits
+    that registers have beyond that, negative where they are too narrow, None where no register is stated. ``twins`` is
+    how many neurons may spike -1, too: where a target has no signed spikes, each of them becomes two, of which one
+    reads and sends the negative.
     """
 
     value: str
     op: str
     origin: str
+    input: bool
+    code: str
     neurons: int
     steps: int
     spikes: float
+    by_bit: tuple[float, ...] | None
     negative: float
     rate: float
+    synapses: int
     synaptic_operations: float
+    sum_bits: int | None
+    state_bits: int | None
+    sum_room: int | None
+    state_room: int | None
+    twins: int
+
+    @property
+    def rate_by_bit(self) -> tuple[float, ...] | None:
+        """The share of neurons that spike in each frame (where a frame holds several net spikes: spikes a neuron)."""
+        return None if self.by_bit is None else tuple(spikes / self.neurons for spikes in self.by_bit)
+
+    @property
+    def updates(self) -> int | None:
+        """Neuron updates a sample, one a neuron and step of its train; None where no neuron makes the train."""
+        return None if self.input or self.op == MaxPool.name else self.neurons * self.steps
+
+
+@attrs.frozen
+class Readout:
+    """An accumulator that no train is made from: the output's, or one whose integers are read; widths as in `Layer`."""
+
+    value: str
+    elements: int
     sum_bits: int
     state_bits: int
-    twins: int
+    sum_room: int | None
+    state_room: int | None
 
 
 @attrs.frozen
 class Report:
-    """Measured on ``samples`` inputs; one JSON schema, see `json`.
+    """Measured on ``samples`` inputs; one JSON schema, see `json`. Figures are those of one sample.
 
-    A synaptic operation is one spike arriving over one synapse; trains that quantisers emit are the input layer and are
-    listed apart. ``spiking`` are the activations that emit trains, ``unconverted`` those that do not, and ``analogue``
-    the inputs that layers read as integers, without spikes. ``integers`` counts the ops that compute integers between
-    spikes: what they do is in no other figure. The latency, in windows and steps, and the skip paths that must wait are
-    those of `spir.schedule`.
+    A synaptic operation is one spike arriving over one synapse (see `spir.costs.synapses`); what the input's spikes
+    cost is listed apart. ``maps`` are the linear maps with weights, and what the integer network multiplies there;
+    ``additions`` those of its pools and sums. Requantisation, scale factors and biases are counted in neither network.
+    ``energies`` are products of counts and prices, one entry a source of prices, and no measurement. ``spiking`` are
+    the activations that emit trains, ``unconverted`` those that do not, and ``analogue`` the inputs that layers read as
+    integers, without spikes. ``integers`` counts the ops that compute integers between spikes: what they do is in no
+    other figure. The latency, in windows and steps, the skip paths that must wait, and the intervals between samples in
+    a pipeline, by state variables a neuron, are those of `spir.schedule`.
     """
 
     backend: str
     samples: int
     layers: tuple[Layer, ...]
+    readouts: tuple[Readout, ...]
+    maps: tuple[Map, ...]
+    additions: int
+    memory: Memory
+    registers: Registers | None
+    energies: tuple[Energy, ...]
     coverage: Mapping[str, int]
     spiking: tuple[str, ...]
     unconverted: tuple[str, ...]
@@ -76,6 +138,7 @@ class Report:
     windows: int
     latency: int
     delays: tuple[Delay, ...]
+    intervals: Mapping[str, int]
     journal: tuple[Entry, ...]
     source: Mapping[str, str]
 
@@ -88,6 +151,31 @@ class Report:
     def synaptic_operations(self) -> float:
         """Synaptic operations a sample, input included."""
         return sum(layer.synaptic_operations for layer in self.layers)
+
+    @property
+    def spikes_behind_input(self) -> float:
+        """Spikes a sample, without those that carry the input."""
+        return sum(layer.spikes for layer in self.layers if not layer.input)
+
+    @property
+    def operations_behind_input(self) -> float:
+        """Synaptic operations a sample, without those of the input's spikes."""
+        return sum(layer.synaptic_operations for layer in self.layers if not layer.input)
+
+    @property
+    def updates(self) -> int:
+        """Neuron updates a sample."""
+        return sum(layer.updates or 0 for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the integer network, a sample."""
+        return sum(m.macs for m in self.maps if m.carrier != "reals")
+
+    @property
+    def macs_left(self) -> int:
+        """Those that the spiking network does on integers, too: where the input is read without spikes."""
+        return sum(m.macs for m in self.maps if m.carrier == "integers")
 
     @property
     def silent(self) -> tuple[str, ...]:
@@ -121,32 +209,59 @@ class Report:
         return f"activations that spike: {len(self.spiking)} of {count}{left}{read}"
 
     def json(self) -> dict[str, Any]:
-        """Plain data of schema ``spir-report/1``."""
+        """Plain data of schema ``spir-report/2``, whose fields docs/reports.md lists; what does not exist is null."""
+        more = [{"rate_by_bit": layer.rate_by_bit, "updates": layer.updates} for layer in self.layers]
+        plain = attrs.asdict(self)
         return {
             "schema": SCHEMA,
-            **attrs.asdict(self),
+            **plain,
+            "layers": [given | rest for given, rest in zip(plain["layers"], more, strict=True)],
+            "memory": plain["memory"] | {"kib": self.memory.kib},
             "spikes": self.spikes,
+            "spikes_behind_input": self.spikes_behind_input,
             "synaptic_operations": self.synaptic_operations,
+            "operations_behind_input": self.operations_behind_input,
+            "updates": self.updates,
+            "macs": self.macs,
+            "macs_left": self.macs_left,
             "twins": self.twins,
         }
 
+    def plot(self, path: str | Path) -> None:
+        """Draws each layer's firing rate by bit position or frame, and its spikes, one row a layer; needs matplotlib.
+
+        Args:
+            path: of a picture, in the format of its suffix, such as ``.png`` or ``.pdf``.
+
+        Raises:
+            SpirError[usage]: matplotlib is not there, the suffix is none it writes, or nothing spikes.
+            SpirError[io]: the file cannot be written.
+        """
+        if not self.layers:
+            raise error("usage", "the network has no spikes to draw", fix="report on a network of spikes")
+        try:
+            from matplotlib.figure import Figure  # an extra brings it
+        except ImportError:
+            raise error("usage", "a plot needs matplotlib", fix="pip install 'spir[plot]'") from None
+        figure = Figure(figsize=(10, 1.6 + 0.24 * len(self.layers)), layout="constrained")
+        _draw(figure, self.layers)
+        known = figure.canvas.get_supported_filetypes()
+        if (suffix := Path(path).suffix.lstrip(".").lower()) not in known:
+            raise error("usage", f"no picture is called {Path(path).name}", fix=f"a suffix of: {', '.join(known)}")
+        try:
+            figure.savefig(path, format=suffix, dpi=150)
+        except OSError as cause:
+            raise error("io", f"{path}: {cause.strerror}", fix="check the path") from None
+
     def __str__(self) -> str:
-        head = (
-            f"{'value':<28}{'op':<14}{'neurons':>9}{'frames':>7}{'spikes':>12}{'rate':>8}{'syn. ops':>14}"
-            f"{'sum bits':>10}{'state bits':>12}"
-        )
-        rows = [
-            f"{layer.value:<28}{layer.op:<14}{layer.neurons:>9}{layer.steps:>7}{layer.spikes:>12.1f}{layer.rate:>8.3f}"
-            f"{layer.synaptic_operations:>14.0f}{layer.sum_bits or '-':>10}{layer.state_bits or '-':>12}"
-            for layer in self.layers
-        ]
-        passes = [line for e in self.journal for line in (f"  {e.step}", f"      {measured(e)}", *_indented(e.notes))]
         return "\n".join(
             [
                 f"backend {self.backend}, {self.samples} samples; figures a sample",
-                head,
-                *rows,
-                f"{'total':<28}{'':<14}{'':>9}{'':>7}{self.spikes:>12.1f}{'':>8}{self.synaptic_operations:>14.0f}",
+                *self._trains(),
+                *self._rates(),
+                *self._multiplied(),
+                *self._held(),
+                *self._priced(),
                 "coverage: " + ", ".join(f"{count} {kind}" for kind, count in self.coverage.items()),
                 self._converted(),
                 f"real values: {', '.join(self.reals) or 'none'}; for the host: {', '.join(self.host) or 'none'}",
@@ -154,11 +269,130 @@ class Report:
                 *self._signed(),
                 *self._outside(),
                 f"latency (a reconstruction): {self.windows} windows, {self.latency} steps{_waiting(self.delays)}",
+                *self._in_a_row(),
                 "passes:",
-                *passes,
+                *(line for e in self.journal for line in (f"  {e.step}", f"      {measured(e)}", *_indented(e.notes))),
                 "made from: " + "; ".join(f"{k} {v}" for k, v in self.source.items() if k != "passes"),
             ]
         )
+
+    def _in_a_row(self) -> list[str]:
+        """How soon samples follow each other in a pipeline."""
+        if not self.windows:
+            return []
+        one, two = (self.intervals[states] for states in STATES)
+        return [f"a sample every {one} steps with one state variable a neuron, {two} with two (a reconstruction)"]
+
+    def _trains(self) -> list[str]:
+        """The table of trains, with totals, and of accumulators that make none."""
+        room = bool(self.registers)
+        head = (
+            f"{'value':<28}{'op':<14}{'neurons':>9}{'frames':>7}{'spikes':>12}{'rate':>8}{'syn. ops':>14}"
+            f"{'sum bits':>10}{'state bits':>12}" + f"{'sum room':>10}{'state room':>12}" * room
+        )
+        rows = [
+            f"{layer.value:<28}{layer.op:<14}{layer.neurons:>9}{layer.steps:>7}{layer.spikes:>12.1f}{layer.rate:>8.3f}"
+            f"{layer.synaptic_operations:>14.0f}{_widths(layer, room)}"
+            for layer in self.layers
+        ]
+        dashes = f"{'-':>7}{'-':>12}{'-':>8}{'-':>14}"
+        rows += [
+            f"{end.value:<28}{'(accumulates)':<14}{end.elements:>9}{dashes}{_widths(end, room)}"
+            for end in self.readouts
+        ]
+        totals = [("total", self.spikes, self.synaptic_operations)]
+        if any(layer.input for layer in self.layers):
+            totals.append(("without input", self.spikes_behind_input, self.operations_behind_input))
+        return [head, *rows, *(f"{name:<49}{'':>9}{spikes:>12.1f}{'':>8}{ops:>14.0f}" for name, spikes, ops in totals)]
+
+    def _rates(self) -> list[str]:
+        """The share of neurons that spike in each frame."""
+        counted = [layer for layer in self.layers if layer.by_bit is not None]
+        if not counted:
+            return []
+        rows = []
+        for layer in counted:
+            rates = layer.rate_by_bit or ()
+            more = f"  and {len(rates) - SHOWN} more" * (len(rates) > SHOWN)
+            rows.append(f"  {layer.value:<26}{''.join(f'{rate:>7.3f}' for rate in rates[:SHOWN])}{more}")
+        return ["firing rate by frame, of bits the most significant first:", *rows]
+
+    def _multiplied(self) -> list[str]:
+        """The table of linear maps."""
+        if not self.maps:
+            return []
+        rows = [
+            f"{m.value:<28}{m.op:<14}{m.macs:>16}{m.weights:>12}{m.weight_bits or '-':>8}  {m.carrier}"
+            for m in self.maps
+        ]
+        return [
+            f"{'linear map':<28}{'op':<14}{'MACs':>16}{'weights':>12}{'bits':>8}  reads",
+            *rows,
+            f"MACs of the integer network, taps on padding left out: {self.macs}; {self.macs_left} stay, on integers",
+            f"additions in pools and sums: {self.additions}; neuron updates: {self.updates}",
+        ]
+
+    def _held(self) -> list[str]:
+        """Memory, and whose registers the table's room is of."""
+        m = self.memory
+        parts = (("weights", m.weights), ("biases", m.biases), ("constants", m.constants), ("neuron states", m.states))
+        lines = [f"memory: {', '.join(f'{name} {bits / KIB:.2f}' for name, bits in parts)}; {m.kib:.2f} KiB in all"]
+        if self.registers is not None:
+            r = self.registers
+            guessed = f" (assumed: {', '.join(r.assumed)})" * bool(r.assumed)
+            held = f"sums in {r.sum_bits} bits and states in {r.state_bits}{guessed}"
+            lines.append(f"room: {r.owner} holds {held}, less the proved need")
+        return lines
+
+    def _priced(self) -> list[str]:
+        """Energy, one row a source of prices, and what the prices leave out."""
+        if not self.energies:
+            return []
+        rows = [
+            "  "
+            + "".join(
+                f"{_micro(pj):>16}"
+                for pj in (e.synaptic_operations, e.input, e.neuron_updates, e.macs_left, e.ann_macs)
+            )
+            + f"  {e.prices.source}"
+            for e in self.energies
+        ]
+        wide = [m.value for m in self.maps if (m.weight_bits or 0) > WIDE]
+        notes = [f"  weights of more than {WIDE} bits, for which {PAPER.source} states no price: {', '.join(wide)}"]
+        alone = "; prices of one source alone: a profile adds those of a chip" * (len(self.energies) == 1)
+        names = ("behind input", "of the input", "neuron updates", "MACs that stay", "integer network")
+        return [
+            f"energy in uJ, counts times published prices, not measured{alone}:",
+            "  " + "".join(f"{name:>16}" for name in names) + "  prices",
+            *rows,
+            *(notes if wide else []),
+        ]
+
+
+def _micro(picojoules: float | None) -> str:
+    return "-" if picojoules is None else f"{picojoules / 1e6:.4g}"
+
+
+def _widths(row: Layer | Readout, room: bool) -> str:
+    """The last columns of the table of trains; what is not known is a dash."""
+    shown = [row.sum_bits, row.state_bits, *([row.sum_room, row.state_room] if room else [])]
+    return "".join(f"{'-' if b is None else b:>{w}}" for b, w in zip(shown, (10, 12, 10, 12), strict=False))
+
+
+def _draw(figure: Any, layers: tuple[Layer, ...]) -> None:
+    """Rates by frame on the left, spikes on the right, rows from the input down; blank: no such frame."""
+    counted = [layer.rate_by_bit or () for layer in layers]
+    rates = np.full((len(layers), max(1, *map(len, counted))), np.nan)
+    for row, found in zip(rates, counted, strict=True):
+        row[: len(found)] = found
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    shown = left.imshow(rates, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0)
+    left.set_yticks(range(len(layers)), [layer.value for layer in layers], fontsize=8)
+    left.set_xlabel("frame; of bits 0 is the most significant")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, ax=left, label="spikes a neuron", fraction=0.04, pad=0.02, aspect=max(12, len(layers)))
+    right.barh(range(len(layers)), [layer.spikes for layer in layers], color="tab:gray")
+    right.set_xlabel("spikes a sample")
 
 
 def measured(entry: Entry) -> str:
@@ -186,32 +420,6 @@ def _change(entry: Entry) -> str:
 
 def _indented(notes: tuple[str, ...]) -> list[str]:
     return [f"      {line}" for note in notes for line in note.splitlines()]
-
-
-def synapses(module: Module) -> dict[str, NDArray[np.int64]]:
-    """For every value, the synaptic paths that leave each element towards neurons or the readout, ``[*shape]``."""
-    paths = {name: np.full(t.shape, int(_ends(module, name)), dtype=np.int64) for name, t in module.types.items()}
-    for node in reversed(module.nodes):
-        if _passes_on(node, module):
-            (operand,) = node.operands
-            paths[operand] = paths[operand] + paths[node.result]
-        if isinstance(node.op, LinearMap):
-            found = node.op.synapses(paths[node.result], *(module.types[o].shape for o in node.operands))
-            for operand, more in zip(node.operands, found, strict=True):
-                paths[operand] = paths[operand] + more
-    return paths
-
-
-def _ends(module: Module, name: str) -> bool:
-    """Whether a value arrives: something else than a linear op reads it, or the user does."""
-    readers = (n for n in module.readers[name] if not _passes_on(n, module))
-    return name == module.output or any(not isinstance(n.op, LinearMap) for n in readers)
-
-
-def _passes_on(node: Node, module: Module) -> bool:
-    """Whether a train is summed for the synapses of the next layer, in place of one product a frame."""
-    sums = isinstance(node.op, Integrate) and node.op.bias is None and module.types[node.operands[0]].train is not None
-    return sums and any(isinstance(n.op, LinearMap) for n in module.readers[node.result])
 
 
 def _activations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -244,27 +452,48 @@ class Counter:
 
     def __init__(self, module: Module) -> None:
         self._module = module
-        sources = (n for n in module.nodes if not isinstance(n.op, LinearMap))
-        self._nodes = [n for n in sources if isinstance(n.type.encoding, Spikes)]
+        made = (n.result for n in module.nodes if not isinstance(n.op, LinearMap))
+        types = {name: module.types[name] for name in (module.input.name, *made)}
+        self._trains = {name: t for name, t in types.items() if isinstance(t.encoding, Spikes)}
         self._paths = synapses(module)
         self._ranges = analyse(module)
-        self._spikes = {n.result: np.zeros(n.type.shape, dtype=np.int64) for n in self._nodes}
+        self._spikes = {name: np.zeros(t.shape, dtype=np.int64) for name, t in self._trains.items()}
+        self._frames = {name: np.zeros(t.steps, dtype=np.int64) for name, t in self._trains.items()}
         self._negative = dict.fromkeys(self._spikes, 0)
 
     @property
     def keep(self) -> str:
         """The pattern of the values to look at."""
-        return "|".join(n.result for n in self._nodes)
+        return "|".join(self._trains)
 
     def add(self, stored: Mapping[str, Stored]) -> None:
         """One batch of stored trains."""
         for name, total in self._spikes.items():
-            total += np.abs(stored[name]).sum(axis=(0, 1), dtype=np.int64)
+            spikes = np.abs(stored[name]).sum(axis=1, dtype=np.int64)
+            total += spikes.sum(axis=0)
+            self._frames[name] += spikes.reshape(len(spikes), -1).sum(axis=1)
             self._negative[name] -= int(np.minimum(stored[name], 0).sum())
 
-    def finish(self, samples: int, journal: tuple[Entry, ...], source: Mapping[str, str], backend: str) -> Report:
-        """The report of everything added."""
-        layers = tuple(self._layer(node, samples) for node in self._nodes)
+    def finish(
+        self,
+        samples: int,
+        journal: tuple[Entry, ...],
+        source: Mapping[str, str],
+        backend: str,
+        registers: Registers | None = None,
+        prices: tuple[Prices, ...] = (),
+    ) -> Report:
+        """The report of everything added.
+
+        Args:
+            samples: how many inputs were added.
+            journal: what each pass did.
+            source: what the network was made from.
+            backend: the name of what ran it.
+            registers: to compare the proved widths with; None: no room is reported.
+            prices: of operations, beside the paper's.
+        """
+        layers = tuple(self._layer(name, samples, registers) for name in self._trains)
         kinds: dict[str, int] = {}
         for type_ in self._module.types.values():
             kind = type(type_.encoding).__name__.lower()
@@ -277,10 +506,17 @@ class Counter:
             for n in self._module.nodes
             if isinstance(n.op, (Requant, MaxPool, Relu)) and not n.type.train
         )
-        return Report(
+        ends = self._readouts()
+        found = Report(
             backend,
             samples,
             layers,
+            tuple(self._readout(node, registers) for node in ends),
+            maps(self._module),
+            additions(self._module),
+            memory(self._module, sum(map(self._held, [*self._neurons(), *ends]))),
+            registers,
+            (),
             dict(sorted(kinds.items())),
             *_activations(self._module),
             reals=reals,
@@ -289,45 +525,108 @@ class Counter:
             windows=times.windows,
             latency=times.latency,
             delays=times.delays,
+            intervals={states: times.interval(states) for states in STATES},
             journal=journal,
             source=source,
         )
+        return attrs.evolve(found, energies=_energies(found, prices)) if layers else found
 
-    def _accumulated(self, node: Node) -> str | None:
-        """The current behind a train, or None where the train was made of integers that no current led to."""
-        while self._module.types[node.operands[0]].train is None:
-            before = self._module.definitions.get(node.operands[0])
-            if before is None or isinstance(before.op, LinearMap):
+    def _accumulator(self, name: str) -> Node | None:
+        """The op that adds up the current behind a train; None where the train was made of integers without one."""
+        node = self._module.definitions.get(name)
+        while node is not None and self._module.types[node.operands[0]].train is None:
+            node = self._module.definitions.get(node.operands[0])
+            if node is not None and isinstance(node.op, LinearMap):
                 return None
-            node = before
-        return node.operands[0]
+        return None if node is None or isinstance(node.op, MaxPool) else node
 
-    def _state_bits(self, node: Node, current: str | None) -> int:
-        """Of what a train is made from: the neuron's own state, else the sum of all frames so far."""
-        if current is None:
-            return 0
-        train = self._module.types[current].train
-        assert train is not None  # a current
-        own = node.op.state(train) if isinstance(node.op, Neuron) else None
-        found = self._ranges[current]
-        return max((own or (found.value | found.prefix)).bits)
+    def _enters(self, name: str) -> bool:
+        """Whether a train carries the input: neither weights nor other trains lead to it."""
+        waiting = [name]
+        for value in waiting:
+            node = self._module.definitions.get(value)
+            if node is None:
+                continue
+            if isinstance(node.op, WeightedMap) or any(t.train for t in self._module.operand_types(node)):
+                return False
+            waiting += [o for o in node.operands if o not in waiting]
+        return True
 
-    def _layer(self, node: Node, samples: int) -> Layer:
-        spikes = self._spikes[node.result]
-        operations = int((spikes * self._paths[node.result]).sum())
-        current = self._accumulated(node)
-        state = None if current is None else self._ranges[current]
+    def _neurons(self) -> list[Node]:
+        """What keeps a state for each train that neurons make."""
+        nodes = {name: self._accumulator(name) or self._module.definitions.get(name) for name in self._trains}
+        kept = (n for name, n in nodes.items() if n is not None and not self._enters(name))
+        return list({n.result: n for n in kept if not isinstance(n.op, MaxPool)}.values())
+
+    def _readouts(self) -> list[Node]:
+        """The accumulators of trains that no train is made from."""
+        behind = {node.result for name in self._trains if (node := self._accumulator(name)) is not None}
+        nodes = (n for n in self._module.nodes if isinstance(n.op, Integrate) and n.result not in behind)
+        return [n for n in nodes if self._module.types[n.operands[0]].train and not passes_on(n, self._module)]
+
+    def _state_bits(self, node: Node) -> int:
+        """A register for every state of an op: those of its accumulator, else its operand as it is."""
+        states = accumulated(node, self._module, self._ranges)
+        return max((states or self._ranges[node.operands[0]].value).bits)
+
+    def _held(self, node: Node) -> int:
+        """Bits of the states of all elements of an op."""
+        return node.type.size * self._state_bits(node)
+
+    def _readout(self, node: Node, registers: Registers | None) -> Readout:
+        sums, state = max(self._ranges[node.operands[0]].frame.bits), self._state_bits(node)
+        sum_room, state_room = _rooms(sums, state, registers)
+        return Readout(node.result, node.type.size, sums, state, sum_room, state_room)
+
+    def _layer(self, name: str, samples: int, registers: Registers | None) -> Layer:
+        type_, node = self._trains[name], self._module.definitions.get(name)
+        spikes, paths, adds = self._spikes[name], self._paths[name], self._accumulator(name)
+        sums = None if adds is None else max(self._ranges[adds.operands[0]].frame.bits)
+        state = None if adds is None else self._state_bits(adds)
+        sum_room, state_room = _rooms(sums, state, registers)
+        total = int(spikes.sum())
         return Layer(
-            value=node.result,
-            op=str(node.op.name),
-            origin=str(node.origin),
-            neurons=node.type.size,
-            steps=node.type.steps,
-            spikes=int(spikes.sum()) / samples,
-            negative=self._negative[node.result] / samples,
-            rate=int(spikes.sum()) / (samples * node.type.size * node.type.steps),
-            synaptic_operations=operations / samples,
-            sum_bits=max(state.frame.bits) if state else 0,
-            state_bits=self._state_bits(node, current),
-            twins=node.type.size if node.type.train is not None and node.type.train.frame[0] < 0 else 0,
+            value=name,
+            op="input" if node is None else str(node.op.name),
+            origin="" if node is None else str(node.origin),
+            input=self._enters(name),
+            code=_code(type_),
+            neurons=type_.size,
+            steps=type_.steps,
+            spikes=total / samples,
+            by_bit=tuple(int(f) / samples for f in self._frames[name]) if type_.steps <= LONGEST else None,
+            negative=self._negative[name] / samples,
+            rate=total / (samples * type_.size * type_.steps),
+            synapses=int(paths.sum()),
+            synaptic_operations=int((spikes * paths).sum()) / samples,
+            sum_bits=sums,
+            state_bits=state,
+            sum_room=sum_room,
+            state_room=state_room,
+            twins=type_.size if type_.train is not None and type_.train.frame[0] < 0 else 0,
         )
+
+
+def _code(type_: Tensor) -> str:
+    assert type_.train is not None  # trains have one
+    return type_.train.code
+
+
+def _rooms(sums: int | None, state: int | None, registers: Registers | None) -> tuple[int | None, int | None]:
+    """What registers have beyond the bits that are needed."""
+    if registers is None:
+        return None, None
+    return (
+        None if sums is None else registers.sum_bits - sums,
+        None if state is None else registers.state_bits - state,
+    )
+
+
+def _energies(report: Report, prices: tuple[Prices, ...]) -> tuple[Energy, ...]:
+    """The paper's prices first, then the others."""
+    fed = any(layer.input for layer in report.layers)
+    behind = report.operations_behind_input
+    of_input = report.synaptic_operations - behind if fed else None
+    return tuple(
+        Energy.of(each, behind, of_input, report.updates, report.macs_left, report.macs) for each in (PAPER, *prices)
+    )

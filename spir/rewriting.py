@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import attrs
+import numpy as np
 from numpy.typing import NDArray
 
 from spir.contracts import Contract
 from spir.errors import error, located
 from spir.ir import Module, Node, Op, Origin, infer, kept
 from spir.options import option
-from spir.types import Reals, Tensor
+from spir.types import Reals, Stored, Tensor
 
 
 class Context(Protocol):
@@ -21,6 +22,10 @@ class Context(Protocol):
     @property
     def data(self) -> NDArray[Any] | None:
         """Calibration inputs ``[N, *shape]``, or None."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class ``[N]`` of each calibration input, where the data came with them."""
 
     @property
     def seed(self) -> int:
@@ -33,6 +38,10 @@ class Context(Protocol):
     def note(self, text: str) -> None:
         """Says what a pass cost or found, such as ``%pool1: 6 neurons an output``; the journal keeps it."""
 
+    @property
+    def progress(self) -> Callable[[str], None]:
+        """Says how far a pass has come, such as ``sparsify: 20 of 95 settings``; shown while it runs."""
+
     def evaluate(
         self, module: Module, x: NDArray[Any], keep: str = "*", *, batch: int | None = None
     ) -> Iterator[Mapping[str, Reals]]:
@@ -40,6 +49,9 @@ class Context(Protocol):
 
         ``batch`` samples at a time, else as many as memory takes.
         """
+
+    def stored(self, module: Module, x: NDArray[Any], keep: str = "*") -> Iterator[Mapping[str, Stored]]:
+        """As `evaluate`, but what is stored: the frames of trains ``[T, n, *shape]``."""
 
     def steer(
         self,
@@ -84,13 +96,17 @@ class Pass:
                 rewriter.keep(node)
         return rewriter.finish()
 
+    def settled(self, before: Module, after: Module) -> tuple[Pass, ...]:
+        """Passes that make ``after`` of ``before`` without searching: this one, unless it searched."""
+        return (self,)
+
     def rewrite(self, node: Node, rewriter: Rewriter) -> str | None:
         """The value that takes the node's place, or None to keep the node."""
         raise NotImplementedError(f"{type(self).__name__}.rewrite")  # abstract: a pass defines it or `run`
 
     def selects(self, node: Node) -> bool:
-        """Whether the ``layers`` option covers a node."""
-        return kept(node.origin.path, self.layers) or kept(node.result, self.layers)
+        """Whether the ``layers`` option covers a node; ``%name`` is a value alone, and no module path."""
+        return any(kept(name, self.layers) for name in (node.origin.path, node.result, f"%{node.result}"))
 
 
 class Rewriter:

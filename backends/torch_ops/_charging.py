@@ -180,7 +180,7 @@ def alone(module: Module, name: str) -> bool:
 def _factors(op: Op) -> Integers | None:
     """By what an op multiplies each operand before it adds them; None where that is not all it does."""
     match op:
-        case Add() | Encode(density=1) | Integrate(bias=None):
+        case Add() | Encode(lossless=True) | Integrate(bias=None, shift=0):
             return np.ones(1, dtype=np.int64)
         case Scaling() if op.multiplier.ndim == 1:
             return op.multiplier

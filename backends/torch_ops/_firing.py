@@ -31,6 +31,10 @@ class TorchNamespace(ArrayNamespace):
         """Zeros of the same shape and type."""
         return torch.zeros_like(x)
 
+    def hold(self, state: Any) -> Any:
+        """As it is: 64 bits hold every state that ranges allow."""
+        return state
+
     def constant(self, array: Array, like: Any) -> Any:
         """The ready constant, or a new one for an array that is no field of the neuron."""
         ready = self.constants.get(array)

@@ -9,7 +9,9 @@ from typing import Self
 import attrs
 import torch
 
+from spir.backends.torch_ops._firing import TorchNamespace
 from spir.backends.torch_ops._lowering import Lowering, Use
+from spir.ops._thinning import Thinning, generate
 from spir.ops.encode import Encode
 
 
@@ -27,12 +29,14 @@ class EncodeLowering(Lowering[Encode]):
     code: str
     full: Fraction
     """Of code isi: the interval between the spikes of 1."""
+    thinning: Thinning | None = None
 
     @classmethod
     def of(cls, use: Use[Encode]) -> Self:
         op = use.op
         full = op.interval if op.code == "isi" else Fraction(1)
-        return cls(dtype=torch.int64, length=op.steps, signed=use.types[0].range.hull[0] < 0, code=op.code, full=full)
+        signed = use.types[0].range.hull[0] < 0
+        return cls(dtype=torch.int64, code=op.code, full=full, length=op.steps, signed=signed, thinning=op.thinning)
 
     def steps(self, *operands: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         (codes,) = operands
@@ -46,6 +50,10 @@ class EncodeLowering(Lowering[Encode]):
                 yield sign * (size >= (step if self.code == "prefix" else self.length + 1 - step))
             return
         rest = next(codes).to(torch.int64, copy=True)
+        if self.thinning is not None:
+            xp = TorchNamespace(constants={})
+            yield from generate(xp, rest, self.length, signed=self.signed, thinning=self.thinning)
+            return
         for t in range(self.length):
             threshold = 2 ** (self.length - 1 - t)
             spike = -(rest < 0).to(torch.int64) if self.signed and t == 0 else (rest >= threshold).to(torch.int64)

@@ -21,6 +21,7 @@ from spir.errors import SpirError
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
 from spir.ops._linear import WeightedMap
 from spir.ops._neuron import Neuron
+from spir.ops._thinning import READINGS
 from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.clip import Clip
@@ -272,8 +273,15 @@ def scale(dice: Dice, x: Tensor) -> Op:
 
 
 def integrate(dice: Dice, x: Tensor) -> Op:
-    """With a bias or without."""
-    return Integrate(dice.integers(*dice.shape(x)) if dice.chance(0.6) else None)
+    """With a bias or without; of bits now and then scaled."""
+    return Integrate(dice.integers(*dice.shape(x)) if dice.chance(0.6) else None, shift(dice, x))
+
+
+def shift(dice: Dice, x: Tensor) -> int | Array:
+    """By which terms of bits are scaled, in a quarter of the cases."""
+    if x.train is None or x.train.code != "bits" or not dice.chance(0.25):
+        return 0
+    return Array.of(dice.whole(0, 6, x.shape[0])) if dice.chance(0.5) else dice.rng.randint(1, 6)
 
 
 def requant(dice: Dice, x: Tensor) -> Requant | None:
@@ -304,7 +312,8 @@ def requant(dice: Dice, x: Tensor) -> Requant | None:
 def neuron(kind: type[Neuron], dice: Dice, x: Tensor) -> Op | None:
     """The neuron that a requant becomes."""
     law = requant(dice, x)
-    return None if law is None else kind.fuse(Integrate(), law, kind.derive(law))
+    bits = Integrate(shift=shift(dice, x)) if kind.name == "neuron_stem" else Integrate()
+    return None if law is None else kind.fuse(bits, law, thin(dice, kind.derive(law)))
 
 
 def neuron_parallel(dice: Dice, x: Tensor) -> NeuronParallel | None:
@@ -363,7 +372,15 @@ def encode(dice: Dice, x: Tensor) -> Op | None:
         return Encode(steps, "isi", full, dice.rng.choice([1.0, 1.0, 0.5]))
     if max(-lo, hi) <= MOST_STEPS and dice.chance(0.5):
         return Encode(max(-lo, hi, 1) + dice.rng.randint(0, 1), dice.rng.choice(SORTED))
-    return Encode(max(-lo - 1, hi, 1).bit_length() + (lo < 0) + dice.rng.randint(0, 1))
+    return thin(dice, Encode(max(-lo - 1, hi, 1).bit_length() + (lo < 0) + dice.rng.randint(0, 1)))
+
+
+def thin(dice: Dice, encode: Encode) -> Encode:
+    """Bits with fewer spikes, in a quarter of the cases."""
+    if encode.code != "bits" or not dice.chance(0.25):
+        return encode
+    rot, drlo = dice.rng.randrange(min(encode.steps, 5)), dice.rng.randrange(encode.steps)
+    return attrs.evolve(encode, rot=rot, drlo=drlo, drlo_mode=dice.rng.choice(READINGS))
 
 
 def quantize(dice: Dice, x: Tensor) -> Op | None:

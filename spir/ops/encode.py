@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from spir.errors import error
 from spir.ir import Op
+from spir.ops._thinning import READINGS, Thinning, check_thinning
 from spir.types import SORTED, Int, Integers, Interval, Scale, Shape, Spikes, Stored, Tensor
 
 
@@ -20,6 +21,7 @@ class Encode(Op):
     """``steps`` frames of a code, which decode to the integer.
 
     bits: MSB first; below 0 two's complement, whose sign bit is a -1 in the first frame (SDANN eq 11, theorem STEM-1).
+    ``rot`` and ``drlo``, in the reading ``drlo_mode``, thin the train (`spir.ops._thinning`); 0 is off.
     suffix, prefix: as many spikes as the integer counts, in the last or first steps; below 0 they are -1 (the sorted
     trains of Hao et al. 2412.13610; their sign is ours).
     isi: inter-spike intervals, one spike of the sign of x every ``full / (alpha |x|)`` steps, the last at the latest in
@@ -34,6 +36,9 @@ class Encode(Op):
     code: str = "bits"
     full: int | None = None
     alpha: float = attrs.field(default=1.0, converter=float)
+    rot: int = 0
+    drlo: int = 0
+    drlo_mode: str = READINGS[0]
 
     def infer(self, *types: Tensor) -> Tensor:
         """Integers that the code holds to spikes of the same range."""
@@ -43,11 +48,32 @@ class Encode(Op):
         if self.code not in ("bits", *SORTED, "isi"):
             known = " or ".join(("bits", *SORTED, "isi"))
             raise error("type", f"there is no encoder for code {self.code!r}", fix=f"code = {known}")
+        if self.code != "bits" and (self.rot, self.drlo, self.drlo_mode) != (0, 0, READINGS[0]):
+            raise error("type", f"code {self.code} takes no rot or drlo", fix="code = bits")
         if self.code == "isi":
             return Tensor(x.shape, self._rate(x.encoding))
         if self.full is not None or self.alpha != 1:
             raise error("type", f"code {self.code} takes no full or alpha", fix="code = isi")
-        return Tensor(x.shape, Spikes(self.steps, self.code, x.encoding.lo, x.encoding.hi, x.encoding.scale))
+        plain = Spikes(self.steps, self.code, x.encoding.lo, x.encoding.hi, x.encoding.scale)
+        if self.code == "bits":
+            check_thinning(self.steps, self.rot, self.drlo, self.drlo_mode)
+        if self.thinning is None:
+            return Tensor(x.shape, plain)
+        lo, hi = (x.range | self._thinned(x.range, signed=plain.lo < 0)).hull
+        return Tensor(x.shape, attrs.evolve(plain, lo=lo, hi=hi))
+
+    @property
+    def thinning(self) -> Thinning | None:
+        """What becomes of a train of code bits; None where all spikes stay."""
+        return Thinning.of(self.rot, self.drlo, self.drlo_mode)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the train decodes to the operand, step for step."""
+        return self.density == 1 and self.thinning is None
+
+    def _thinned(self, codes: Interval, *, signed: bool) -> Interval:
+        return codes if self.thinning is None else self.thinning.bounds(codes, self.steps, signed=signed)
 
     def _rate(self, x: Int) -> Spikes:
         top, full = max(-x.lo, x.hi), self.steps if self.full is None else self.full
@@ -83,8 +109,13 @@ class Encode(Op):
         return np.asarray(np.sign(x) * (np.abs(x) * density.numerator // density.denominator))
 
     def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
-        """The value stays; of code isi it becomes a count."""
-        return intervals[0].map(self._spikes) if self.code == "isi" else intervals[0]
+        """The value stays, unless its train is thinned; of code isi it becomes a count."""
+        if self.code == "isi":
+            return intervals[0].map(self._spikes)
+        codes, (low, high) = intervals[0], intervals[0].hull
+        if low < 0 or high >= 2 ** (self.steps - 1):
+            return self._thinned(codes, signed=low < 0)
+        return self._thinned(codes, signed=True) | self._thinned(codes, signed=False)  # which of them, the type knows
 
     def reference(self, types: tuple[Tensor, ...], *stored: Stored) -> Stored:
         """Each bit by shift and mask, where the sign bit counts negative; or each step by its level."""
@@ -93,7 +124,10 @@ class Encode(Op):
             return self._intervals(values)
         if self.code != "bits":
             return sort(values, self.steps, self.code)
-        return bits(values, self.steps, signed=types[0].range.hull[0] < 0)
+        signed = types[0].range.hull[0] < 0
+        if self.thinning is not None:
+            values = self.thinning.codes(values, self.steps, signed=signed)
+        return bits(values, self.steps, signed=signed)
 
     def _intervals(self, values: Integers) -> Integers:
         """The frames of code isi, spike by spike."""
@@ -117,6 +151,12 @@ class Encode(Op):
             (64, "suffix", -3, 64),
         ):
             yield cls(steps=steps, code=code), (Tensor((3, 2, 2), Int(lo, hi, Scale.of(0.5))),)
+        for op, lo, hi in (
+            (cls(8, rot=2, drlo=2), 0, 255),
+            (cls(8, drlo=3, drlo_mode="window"), -128, 127),
+            (cls(5, rot=1, drlo=2, drlo_mode="position"), -5, 5),
+        ):
+            yield op, (Tensor((3, 2, 2), Int(lo, hi, Scale.of(0.5))),)
         for op, lo, hi in ((cls(9, "isi"), -7, 9), (cls(5, "isi", 12), 0, 12), (cls(6, "isi", 6, 0.5), -6, 3)):
             yield op, (Tensor((3, 2, 2), Int(lo, hi, Scale.of(0.5))),)
 

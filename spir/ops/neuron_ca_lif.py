@@ -178,9 +178,10 @@ class NeuronCaLif(Neuron):
 
         silence = itertools.repeat(xp.zeros_like(first), self.drain)
         for t, current in enumerate(itertools.chain([first], currents, silence)):
-            v = v + current * mul
+            charge = current * mul
             if t < self.steps:
-                v = v + (whole + (t + 1) * rest // self.steps - t * rest // self.steps)
+                charge = charge + (whole + (t + 1) * rest // self.steps - t * rest // self.steps)
+            v = xp.hold(v + charge)
             spikes = spiking(self._due(xp, v, threshold))
             v, count = v - spikes * threshold, count + spikes
             yield spikes

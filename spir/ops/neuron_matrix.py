@@ -18,7 +18,7 @@ from spir.ops._neuron import ArrayNamespace, Neuron
 from spir.ops._threshold import Triple, check_triple, divisors, law_bounds, products
 from spir.ops.mix import Mix
 from spir.ops.neuron_parallel import NeuronParallel
-from spir.types import Current, Interval, Scale, Shape, Spikes, Stored, Tensor, check_register
+from spir.types import Current, Interval, Scale, Shape, Spikes, Stored, Tensor, Train, check_register
 
 
 @attrs.frozen
@@ -141,7 +141,7 @@ class NeuronMatrix(Neuron):
         if self.rows.values.min() < 1:
             raise error("type", f"rows = {self.rows.values.min()} is not positive")
         check_triple(self.mul, self.add, self.div, x.shape, x)
-        most = int(np.abs(self.matrix.values.astype(object)).sum(axis=1).max()) * max(map(abs, x.train.frame))
+        most = self.state(x.train).magnitude
         charge = products(self.mul, Array.of(self.add.values * 0), Interval.of(-most, most))
         add = max(abs(int(a)) for a in self.add.values.reshape(-1)) * max(abs(int(s)) for s in self.shift.values)
         level = int(divisors(self.div).max()) * int(self.rows.values.max())
@@ -152,6 +152,11 @@ class NeuronMatrix(Neuron):
             check_triple(law.mul, law.add, law.div, x.shape, x)
         emitted = "rate" if law is None else law.order
         return Tensor(x.shape, Spikes(self.steps, emitted, 0, self.steps, Scale.of(self.scale)))
+
+    def state(self, train: Train) -> Interval:
+        """All that the frames can bring to one row, in one direction."""
+        most = int(np.abs(self.matrix.values.astype(object)).sum(axis=1).max()) * max(map(abs, train.frame))
+        return Interval.of(-most, most)
 
     def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The count law at both ends, else no spike to one a step."""
@@ -175,7 +180,7 @@ class NeuronMatrix(Neuron):
         for row, level, shift in zip(self.matrix.values, self.rows.values, self.shift.values, strict=True):
             charge = xp.zeros_like(held[0])
             for weight, current in zip(row, held, strict=True):
-                charge = charge + current * int(weight)
+                charge = xp.hold(charge + current * int(weight))
             yield xp.where(charge * mul + add * int(shift) >= div * int(level), 1, 0)
 
     @classmethod

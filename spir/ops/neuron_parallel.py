@@ -11,7 +11,7 @@ import numpy as np
 from spir.errors import error, unknown
 from spir.ir import Array
 from spir.ops._linear import channelwise
-from spir.ops._neuron import ArrayNamespace, Neuron, no_window
+from spir.ops._neuron import ArrayNamespace, Neuron, for_toolkits, no_window
 from spir.ops._threshold import Triple, check_triple, divisors, law, law_bounds
 from spir.ops.encode import Encode, sort
 from spir.ops.integrate import Integrate
@@ -80,9 +80,9 @@ class NeuronParallel(Neuron):
     def fire(self, xp: ArrayNamespace, currents: Iterator[Any]) -> Iterator[Any]:
         """Two phases: the sum of all frames, then one comparison a step, in thresholds, so that no product wraps."""
         first = next(currents)
-        charge = first
+        charge = xp.hold(first)
         for current in currents:
-            charge = charge + current
+            charge = xp.hold(charge + current)
         potential = charge * xp.constant(self.mul, first) + xp.constant(self.add, first)
         reached = potential // (self.div if isinstance(self.div, int) else xp.constant(self.div, first))
         for step in range(1, self.steps + 1):
@@ -116,7 +116,7 @@ class NeuronParallel(Neuron):
             raise error(
                 "type",
                 f"neuron parallel realises clip ranges 0..T and -T..T, not {source.lo}..{source.hi}",
-                fix="calibrate-qcfs{steps=T} before quantize, or neuron=stem",
+                fix="calibrate-qcfs{steps=T} before quantize, or neuron=stem" + for_toolkits(source.lo, source.hi),
             )
         return Encode(steps=source.hi, code=order)
 

@@ -251,11 +251,16 @@ def test_a_narrow_accumulator_is_refused_with_its_first_layer(collapse):
         with pytest.raises(SpirError) as refusal:
             Hw(collapse=collapse, accumulator=bits).prepare(module)
         first = {8: "the weight sum of %l needs 9 bits", 16: "the accumulator of %z needs 17 bits"}[bits]
-        head, op, origin, fix = (line.strip() for line in str(refusal.value).split("\n"))
-        assert head == f"error[E-VRANGE]: {first} in channel 1, and registers have {bits}"
+        head, op, origin, fix, *more = (line.strip() for line in str(refusal.value).split("\n"))
+        code, beyond = {8: ("E-ISUM", "128, 1 beyond"), 16: ("E-VRANGE", "32768, 1 beyond")}[bits]
+        assert head == f"error[{code}]: {first} in channel 1, and registers have {bits}: it may be {beyond}"
         assert op.startswith("op: %")
         assert origin == {8: "from: net.l", 16: "from: net.z"}[bits]
-        assert fix == "fix: accumulator=17 holds every sum and state"
+        assert "accumulator=17 holds every sum and state" in fix
+        wide = "the accumulator of %z needs 17 bits in channel 1, and registers have 8: it may be 32768, 32641 beyond"
+        others = [line for line in more if line.startswith("error")]
+        assert others == {8: [f"error[E-VRANGE]: {wide}"], 16: []}[bits]
+        assert f"scale-integration{{bits={bits}}} keeps states narrow" in str(refusal.value)
     x = stored_input(module.types["x"], np.random.default_rng(13))
     found = Hw(collapse=collapse, accumulator=17).prepare(module).run(x)
     same(found["z"], np.tensordot(2 ** np.arange(7, -1, -1), x, 1) @ [[1, 100, -1], [1, 28, -2]] + [0, 128, 0])

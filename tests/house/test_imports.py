@@ -25,6 +25,7 @@ REWRITING = (*MEANING, "spir.probes", "spir.contracts", "spir.store", "spir.rewr
 RESULTS = (
     *(
         *REWRITING,
+        "spir.profile",
         "spir.packing",
         "spir.batches",
         "spir.measure",
@@ -33,7 +34,7 @@ RESULTS = (
         "spir.equality",
         "spir.difference",
     ),
-    *("spir.report", "spir.artifact", "spir.recipes"),
+    *("spir.costs", "spir.report", "spir.artifact", "spir.recipes"),
 )
 
 # Row -> the rows it may import, all of them above it. A row holds the module of that name, or what lies below the
@@ -43,6 +44,7 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.errors": (),
     "spir.discovery": ("spir.errors",),
     "spir.options": ("spir.errors",),
+    "spir.profile": ("spir.errors",),
     "spir.types": ("spir.errors",),
     "spir.packing": ("spir.errors", "spir.types"),
     "spir.ir": ("spir.errors", "spir.discovery", "spir.types"),
@@ -63,15 +65,16 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
     "spir.probes": MEANING,
     "spir.contracts": (*MEANING, "spir.probes"),
     "spir.rewriting": (*MEANING, "spir.probes", "spir.contracts"),
-    "spir.passes._": REWRITING,
-    "spir.passes": (*REWRITING, "spir.passes._"),
+    "spir.costs": (*BOUNDS, "spir.profile"),
+    "spir.passes._": (*REWRITING, "spir.costs"),
+    "spir.passes": (*REWRITING, "spir.costs", "spir.passes._"),
     "spir.measure": (*REWRITING, "spir.batches"),
     "spir.pipeline": (*REWRITING, "spir.measure"),
     "spir.backend": (*BOUNDS, "spir.packing"),
-    "spir.backends._": (*BOUNDS, "spir.backend"),
+    "spir.backends._": (*BOUNDS, "spir.profile", "spir.backend"),
     "spir.backends.torch_ops": (*BOUNDS, "spir.backend"),
     "spir.backends": (
-        *(*BOUNDS, "spir.packing", "spir.batches", "spir.backend"),
+        *(*BOUNDS, "spir.profile", "spir.packing", "spir.batches", "spir.backend"),
         *("spir.backends._", "spir.backends.torch_ops"),
     ),
     "spir.frontends.modules": ("spir.errors",),
@@ -86,7 +89,7 @@ DIAGRAM: dict[str, tuple[str, ...]] = {
         "spir.rewriting",
         "spir.pipeline",
     ),
-    "spir.report": (*REWRITING, "spir.pipeline", "spir.backend"),
+    "spir.report": (*REWRITING, "spir.profile", "spir.costs", "spir.pipeline", "spir.backend"),
     "spir.artifact": (*REWRITING, "spir.pipeline", "spir.backend"),
     "spir.equality": (*MEANING, "spir.batches", "spir.backend"),
     "spir.difference": (*MEANING, "spir.probes", "spir.batches", "spir.backend"),

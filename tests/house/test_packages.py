@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("packages")  # one build for them all
 
 MEGABYTE = 1_000_000
 LINKS = {"passes", "backends", "frontends"}
-DATA = {".lark", ".safetensors", ".npz", ".json", ".typed"}
+DATA = {".lark", ".toml", ".safetensors", ".npz", ".json", ".typed"}
 
 
 def source_of(path: Path) -> str | None:

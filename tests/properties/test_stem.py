@@ -31,6 +31,7 @@ class Numpy:
 
     where = staticmethod(np.where)
     zeros_like = staticmethod(np.zeros_like)
+    hold = staticmethod(lambda state: state)
 
     @staticmethod
     def constant(array: Array, like: Any) -> Any:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from spir.discovery import find, names
 from spir.errors import SpirError
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
+from spir.ops._thinning import READINGS
 from spir.ops.add import Add
 from spir.ops.avg_pool import AvgPool
 from spir.ops.batch_norm import BatchNorm
@@ -146,7 +147,13 @@ def requant(dice: Dice, x: Tensor, *, real: bool) -> Op:
 
 
 def neuron_stem(dice: Dice, x: Tensor, *, real: bool) -> Op:
-    return NeuronStem(**dice.triple(x), bits=dice.rng.randint(1, 16), signed=dice.flag())
+    bits = dice.rng.randint(1, 16)
+    return NeuronStem(**dice.triple(x), bits=bits, signed=dice.flag(), **thinned(dice, bits))
+
+
+def thinned(dice: Dice, bits: int) -> dict[str, Any]:
+    rot, drlo = (dice.rng.randrange(bits) if dice.flag() else 0 for _ in range(2))
+    return {"rot": rot, "drlo": drlo, "drlo_mode": dice.rng.choice(READINGS)}
 
 
 def integrate(dice: Dice, x: Tensor, *, real: bool) -> Op:
@@ -155,7 +162,8 @@ def integrate(dice: Dice, x: Tensor, *, real: bool) -> Op:
 
 def encode(dice: Dice, x: Tensor, *, real: bool) -> Op:
     lo, hi = x.range.hull
-    return Encode(dice.rng.randint(1, 3) + max(-lo, hi).bit_length())
+    bits = dice.rng.randint(1, 3) + max(-lo, hi).bit_length()
+    return Encode(bits, **thinned(dice, bits))
 
 
 def plain(op: Op) -> Any:

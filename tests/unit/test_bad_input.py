@@ -475,7 +475,11 @@ RUNNERS = {
     "hw{collapse=on}": ("option", "hw{collapse} called 'on'", "auto, off"),
     "hw{accumulator=7}": ("option", "hw{accumulator} = 7 is outside 8..64", "take one of 8..64"),
     "hw{accumulator=16.5}": ("option", "hw{accumulator} takes int, not 16.5", "bits of sum and state registers"),
-    "hw{accumulator=8}": ("E-VRANGE", "and registers have 8", "holds every sum and state"),
+    "hw{accumulator=8}": ("E-ISUM", "and registers have 8", "holds every sum and state"),
+    "hw{overflow=clip}": ("option", "hw{overflow} called 'clip'", "error, refuse, saturate, wrap"),
+    "hw{profile=darwin}": ("option", "there is no profile 'darwin'", "did you mean 'darwin3'?"),
+    "hw{profile=gone.toml}": ("io", "the profile gone.toml cannot be read", "name a file"),
+    "hw{profile=darwin3}": ("E-VRANGE", "registers have 16", "scale-integration{bits=16}"),
     "hw{device=cpu}": ("option", "there is no option of hw called 'device'", "collapse"),
     "serial{collapse=off}": ("option", "there is no option of serial called 'collapse'", "device"),
     "serial{device=0}": ("option", "serial{device} takes str, not 0", "cuda"),
@@ -491,7 +495,7 @@ def test_a_backend_that_cannot_be_is_refused_with_what_it_may_be(lowered, backen
     code, message, fix = RUNNERS[backend]
     with pytest.raises(SpirError) as caught:
         spir.compile(lowered, [], backend=backend)
-    (found,) = caught.value.diagnostics
+    found, *_ = caught.value.diagnostics
     assert found.code == code
     assert message in found.message
     assert fix in {note.label: note.text for note in found.notes}["fix"]
@@ -541,7 +545,7 @@ COMMANDS = {
         "error[name]: there is no backend 'seriall'",
         "did you mean 'serial'?",
     ),
-    "diff kept lowered --data x.npz --backend hw{accumulator=8}": (3, "error[E-VRANGE]: ", "holds every sum"),
+    "diff kept lowered --data x.npz --backend hw{accumulator=8}": (3, "error[E-ISUM]: ", "holds every sum"),
     "check seriall": (3, "error[name]: there is no backend 'seriall'", "did you mean 'serial'?"),
     "check hw{accumulator=99}": (3, "error[option]: hw{accumulator} = 99", "take one of 8..64"),
     "check hw --examples 0": (2, "error[usage]: --examples 0 is no number of modules", "1 or more"),

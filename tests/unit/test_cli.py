@@ -110,7 +110,7 @@ def test_compile_takes_a_function_a_class_or_a_model_and_writes_an_artifact(here
     )
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "wrote out"
-    step = 'quantize{layers="*", bits=4, weights=none, float_weights=off}'
+    step = 'quantize{layers="*", bits=4, weights=none, input=signed, float_weights=off}'
     told = f"{step}: calibrated; checked on 4 calibration samples: %"
     assert any(line.startswith(told) for line in out.splitlines())
     assert driver.load(here / "out").backend.name == "hw"
@@ -147,6 +147,18 @@ def test_run_gives_accuracy_outputs_and_a_report(here, saved, call):
     assert lines[-1] == "wrote o.npz"
     with np.load(here / "o.npz") as read:
         np.testing.assert_array_equal(read["output"], snn(X))
+
+
+def test_run_reports_on_a_chip(here, saved, call):
+    arguments = ("run", "net", "--data", "d.npz", "--report", "--profile", "darwin3")
+    code, out, err = call(*arguments, "--json")
+    found = json.loads(out)["report"]
+    assert (code, err) == (0, "")
+    assert found["registers"] == {"owner": "darwin3", "sum_bits": 16, "state_bits": 16, "assumed": []}
+    assert [e["prices"]["synaptic_operation"] for e in found["energies"]] == [0.03, 5.47]
+    assert "  darwin3: press release on Darwin3" in call(*arguments)[1]
+    assert "there is no profile 'darwin4'" in fails(call, 3, *arguments[:-1], "darwin4")
+    assert "add --report" in fails(call, 2, "run", "net", "--data", "d.npz", "--profile", "darwin3")
 
 
 def test_arrays_may_be_named(here, saved, call):

@@ -73,7 +73,8 @@ def refused(*args, **kwargs) -> str:
 def test_without_passes_the_recipes_are_listed(model):
     assert refused(model, data=X) == (
         "error[usage]: compile needs passes: what to convert to, and how\n"
-        f"        fix: a recipe: @ca-lif, @parallel, @parallel-free, @stem; or passes: {', '.join(names('passes'))}"
+        "        fix: a recipe: @ca-lif, @parallel, @parallel-free, @sdann, @stem; or passes: "
+        f"{', '.join(names('passes'))}"
     )
 
 

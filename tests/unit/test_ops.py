@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from spir.discovery import find, names
 from spir.errors import SpirError
 from spir.ir import Array, Op, infer
+from spir.ops._accumulation import scaled
 from spir.ops._linear import LinearMap
 from spir.ops._threshold import divisors
 from spir.ops.add import Add
@@ -287,9 +288,44 @@ def requant(op: Any, x: np.ndarray, *, real: bool) -> Any:
     return elementwise(triple(op, op.lo, op.hi), x)
 
 
+def summed(op: Any, x: np.ndarray) -> np.ndarray:
+    """What frames ``[T, N, *]`` add up to in steps of 2^r: each rounded half up, after it was weighted by 2^(T-1-t)."""
+    if isinstance(op.shift, int) and not op.shift:
+        return x
+    steps = x.shape[0]
+
+    def rule(column: tuple[int, ...], where: tuple[int, ...]) -> int:
+        r = op.shift if isinstance(op.shift, int) else channel(op.shift.values, where)
+        return sum(math.floor(Fraction(v * 2 ** (steps - 1 - t), 2**r) + Fraction(1, 2)) for t, v in enumerate(column))
+
+    found = np.empty(x.shape[1:], dtype=np.int64)
+    for where in np.ndindex(*found.shape):
+        found[where] = rule(tuple(x[(slice(None), *where)].tolist()), where[1:])
+    return found
+
+
 def neuron_stem(op: Any, x: np.ndarray, *, real: bool) -> Any:
     low = -(2 ** (op.bits - 1)) if op.signed else 0
-    return elementwise(triple(op, low, low + 2**op.bits - 1), x)
+    law = triple(op, low, low + 2**op.bits - 1)
+    return elementwise(lambda z, at: thinned(op, law(z, at), op.bits, signed=op.signed), summed(op, x))
+
+
+def thinned(op: Any, value: int, bits: int, *, signed: bool) -> int:
+    """A code after RoT and DRLO, read from its digits."""
+    step, top = 2**op.rot, 2 ** (bits - signed) - 1
+    if op.rot:
+        value = min(step * math.floor(Fraction(value, step) + Fraction(1, 2)), top - top % step)
+    digits = f"{value % 2**bits:0{bits}b}"
+    sign, rest = digits[:signed], digits[signed:]
+    if op.drlo:
+        ones = [i for i, digit in enumerate(rest) if digit == "1"]
+        kept = {
+            "count": ones[: op.drlo],
+            "window": [i for i in ones if i < ones[0] + op.drlo],
+            "position": [i for i in ones if len(rest) - 1 - i >= op.drlo],
+        }[op.drlo_mode]
+        rest = "".join("1" if i in kept else "0" for i in range(len(rest)))
+    return int(rest or "0", 2) - (2 ** (bits - 1) if sign == "1" else 0)
 
 
 def neuron_parallel(op: Any, x: np.ndarray, *, real: bool) -> Any:
@@ -318,7 +354,8 @@ def mix(op: Any, x: np.ndarray, *, real: bool) -> Any:
 
 
 def integrate(op: Any, x: np.ndarray, *, real: bool) -> Any:
-    return x if op.bias is None else elementwise(lambda v, at: v + channel(op.bias.values, at), x)
+    total = summed(op, x)
+    return total if op.bias is None else elementwise(lambda v, at: v + channel(op.bias.values, at), total)
 
 
 def neuron_ca_lif(op: Any, x: np.ndarray, *, real: bool) -> Any:
@@ -326,7 +363,10 @@ def neuron_ca_lif(op: Any, x: np.ndarray, *, real: bool) -> Any:
 
 
 def encode(op: Any, x: np.ndarray, *, real: bool) -> Any:
-    """As it is, or as many spikes as the intervals leave room for."""
+    """As it is, thinned, or as many spikes as the intervals leave room for."""
+    if op.code == "bits":
+        signed = bool(x.min() < 0)  # corners hold both ends
+        return elementwise(lambda v, _: thinned(op, v, op.steps, signed=signed), x)
     share = Fraction(op.alpha) * op.steps / (op.full or op.steps)
     return elementwise(lambda v, _: int(math.copysign(math.floor(share * abs(v)), v)), x)
 
@@ -408,7 +448,8 @@ def test_the_reference_equals_an_independent_formula(op, types):
         shaped = types[0].encoding.scale.floats().reshape(-1, 1, 1)
         assert (found == given[0] * shaped).all()
         return
-    given = [stored_of(types[0], 0)] if op.name in BY_FRAME else given
+    by_frame = op.name in BY_FRAME or (isinstance(op, (NeuronStem, Integrate)) and scaled(op.shift))
+    given = [stored_of(types[0], 0)] if by_frame else given
     expected = np.asarray(FORMULAS[op.name](op, *given, real=real))
     if isinstance(result.encoding, Real):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
@@ -985,6 +1026,24 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
             "| fewer bits for activations or weights, or propagate-scales{join=rescale}"
         ),
     ),
+    "a-shift-of-frames-that-weigh-the-same": (
+        Integrate(shift=2),
+        (tensor(2, of=RATE),),
+        (
+            "E-SCALED: integrate: only bit-coded frames are shifted after they are weighted, not "
+            "spikes[8, rate, 0..8] * 0.5 | shift = 0, or neuron=stem"
+        ),
+    ),
+    "a-shift-below-zero": (
+        NeuronStem(8, M, A, 1, 0.5, shift=-1),
+        (tensor(2, of=BITS),),
+        "type: neuron_stem: shift = -1 is not in 0..62",
+    ),
+    "shifts-of-another-number-of-channels": (
+        Integrate(shift=Array.of([1, 2, 3])),
+        (tensor(2, of=BITS),),
+        "type: integrate: shift [3] is not integers of shape [1] or [2]",
+    ),
     "a-readout-bias-of-another-shape": (
         Integrate(Array.of([1, 2, 3])),
         (tensor(2, 1, of=INT),),
@@ -1006,6 +1065,36 @@ REFUSALS: dict[str, tuple[Op, tuple[Tensor, ...], str]] = {
         Encode(8, alpha=0.5),
         (tensor(2, of=INT),),
         "type: encode: code bits takes no full or alpha | code = isi",
+    ),
+    "encode-counts-with-rounding": (
+        Encode(9, "suffix", rot=1),
+        (tensor(2, of=INT),),
+        "type: encode: code suffix takes no rot or drlo | code = bits",
+    ),
+    "encode-bits-that-are-all-rounded-away": (
+        Encode(8, rot=8),
+        (tensor(2, of=INT),),
+        "type: encode: rot = 8 of 8 bits | rot = 1..7, or 0 for off",
+    ),
+    "a-stem-neuron-of-fewer-spikes-than-none": (
+        NeuronStem(4, M, A, 1, 0.5, drlo=-1),
+        (tensor(2, of=BITS),),
+        "type: neuron_stem: drlo = -1, reading count, of 4 bits | drlo = 1..4, or 0 for off",
+    ),
+    "a-stem-neuron-of-more-spikes-than-bits": (
+        NeuronStem(4, M, A, 1, 0.5, drlo=5),
+        (tensor(2, of=BITS),),
+        "type: neuron_stem: drlo = 5, reading count, of 4 bits | drlo = 1..4, or 0 for off",
+    ),
+    "a-stem-neuron-without-any-bit": (
+        NeuronStem(4, M, A, 1, 0.5, drlo=4, drlo_mode="position"),
+        (tensor(2, of=BITS),),
+        "type: neuron_stem: drlo = 4, reading position, of 4 bits | drlo = 1..3, or 0 for off",
+    ),
+    "a-stem-neuron-of-an-unknown-reading": (
+        NeuronStem(4, M, A, 1, 0.5, drlo=1, drlo_mode="counts"),
+        (tensor(2, of=BITS),),
+        "type: neuron_stem: there is no reading of DRLO called 'counts' | did you mean 'count'?",
     ),
     "encode-more-than-a-spike-a-step": (
         Encode(8, "isi", 12, 1.5),

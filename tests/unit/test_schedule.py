@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spir import driver, pipeline
 from spir.conformance.examples import module_of
+from spir.conformance.strategies import bounded
 from spir.driver import Context
+from spir.errors import SpirError
 from spir.ir import Array, Module, Op
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
@@ -25,8 +30,9 @@ from spir.ops.quantize import Quantize
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.ops.sigmoid import Sigmoid
-from spir.schedule import Delay, schedule
+from spir.schedule import STATES, Delay, Phase, Schedule, schedule
 from spir.types import Current, Encoding, Int, Real, Scale, Spikes, Tensor
+from tests.unit.stem_networks import stem_network
 
 ONE, ZERO, STEP = Array.of([1]), Array.of([0]), Array.of([1.0])
 S = Scale.of(1)
@@ -269,3 +275,121 @@ def test_a_lenet_like_network_has_the_latency_of_its_layers():
         assert (fused.windows, fused.latency, fused.delays) == (4, 4 * b, ())
         assert (unfused.windows, unfused.latency) == (4, 4 * b)
         assert stages["propagate-scales"].windows == 0
+
+
+# --- windows of neurons, and the interval between samples --------------------------------------------------------
+
+
+@pytest.mark.parametrize("b", [1, 4, 8])
+@pytest.mark.parametrize("layers", range(1, 5))
+def test_layer_l_accumulates_in_window_l_minus_1_and_generates_in_window_l(layers, b):
+    found = schedule(chain([b] * layers, b))
+    phases = {phase.value: phase for phase in found.phases}
+    for i in range(layers):  # layer l is n{l - 1}
+        assert phases[f"n{i}"].accumulate == (i * b, (i + 1) * b)
+        assert phases[f"n{i}"].generate == ((i + 1) * b, (i + 2) * b)
+    assert phases["e"] == Phase("e", None, (0, b), 0, b)
+    assert phases["y"] == Phase("y", (layers * b, (layers + 1) * b), None, found.latency, found.latency)
+    assert (found.interval("one"), found.interval("two"), found.interval()) == (2 * b, b, b)
+    for samples in (1, 2, 5):
+        assert found.steps(samples, "one") == (layers + 1) * b + (samples - 1) * 2 * b
+        assert found.steps(samples) == (layers + 1) * b + (samples - 1) * b
+    assert found.steps(0) == 0
+
+
+@pytest.mark.parametrize("b", [1, 4])
+def test_without_neurons_an_input_follows_the_other_at_once(b):
+    found = schedule(chain([], b))
+    assert [found.interval(states) for states in STATES] == [b, b]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("layers", "first", "one", "two"),
+    [([8, 2, 5], 3, 11, 8), ([3], 8, 11, 8), ([2, 2], 9, 11, 9), ([1, 9, 1], 1, 10, 9)],
+)
+def test_the_longest_windows_that_meet_in_a_neuron_say_the_interval(layers, first, one, two, fused):
+    found = schedule(chain(layers, first, fused=fused))
+    assert (found.interval("one"), found.interval("two")) == (one, two)
+
+
+def test_a_neuron_that_waits_for_a_longer_train_of_its_window_holds_its_sum_meanwhile():
+    module = module_of(
+        REAL,
+        *encoder(4),
+        ("a", neuron(9), "e"),
+        ("b", neuron(3), "e"),
+        ("c", neuron(3), "b"),
+        ("za", Integrate(), "a"),
+        ("zc", Integrate(), "c"),
+        ("y", Add(), "za zc"),
+    )
+    found = {phase.value: phase for phase in schedule(module).phases}
+    assert found["c"] == Phase("c", (4, 7), (13, 16), 13, 16)
+    assert found["c"].busy("two") == ((4, 13), (13, 16))
+    assert found["c"].busy("one") == ((4, 16),)
+    assert found["za"] == Phase("za", (4, 13), None, 16, 16)  # waits for the other sum
+    assert found["zc"] == Phase("zc", (13, 16), None, 16, 16)
+    assert (schedule(module).interval("one"), schedule(module).interval("two")) == (4 + 9, 12)
+
+
+def test_an_integer_input_is_held_until_it_was_read_for_the_last_time():
+    lines = [("e", Encode(4), "x"), ("z", Integrate(), "e")]
+    direct = schedule(module_of(Tensor((3,), Int(0, 15, S)), *lines))
+    later = schedule(module_of(Tensor((3,), Int(0, 15, S)), *lines, ("y", Add(), "z x")))
+    assert [phase.busy("two") for phase in direct.phases if phase.value == "x"] == [((0, 0),)]
+    assert [phase.busy("two") for phase in later.phases if phase.value == "x"] == [((0, 4),)]
+
+
+def test_a_network_without_trains_has_no_interval():
+    found = schedule(module_of(REAL, ("q", Quantize(1.0, 0, 3), "x"), ("l", linear(), "q")))
+    assert [found.interval(states) for states in STATES] == [0, 0]
+
+
+def test_neurons_have_one_state_variable_or_two():
+    with pytest.raises(SpirError, match="there is no number of state variables called 'three'"):
+        schedule(chain([4], 4)).interval("three")
+
+
+def last_read(module: Module, found: Schedule, name: str, *, out: bool) -> int:
+    """The step before which an integer is read for the last time; ``out``: before which trains of it are out."""
+    steps = [found.begin[name]]
+    for node in module.readers[name]:
+        train, at = node.type.train, found.begin[node.result]
+        steps.append(at + node.type.steps * out if train else last_read(module, found, node.result, out=out))
+    return max(steps)
+
+
+def spans(module: Module, found: Schedule, states: str) -> Iterator[tuple[str, str, int, int]]:
+    """State variables, and the steps in which they hold the first sample."""
+    for name, type_ in module.types.items():
+        node, first = module.definitions.get(name), found.begin[name]
+        read = None if node is None else node.operands[0]
+        if node is None or isinstance(node.op, Encode):
+            end = first + type_.steps if type_.train else last_read(module, found, name, out=states == "one")
+            yield name, "code", first, end
+        elif isinstance(node.op, NeuronStem):
+            yield name, "sum", found.begin[read], first
+            yield name, "sum" if states == "one" else "code", first, first + type_.steps
+        elif isinstance(node.op, Integrate) and module.types[read].train:
+            yield name, "sum", found.begin[read], last_read(module, found, name, out=states == "one")
+
+
+def collides(module: Module, found: Schedule, interval: int, states: str) -> bool:
+    """Whether any state variable is asked to hold two of four samples, step by step."""
+    held: dict[tuple[str, str, int], int] = {}
+    for name, variable, first, end in spans(module, found, states):
+        for sample, step in itertools.product(range(4), range(first, end)):
+            if held.setdefault((name, variable, step + sample * interval), sample) != sample:
+                return True
+    return False
+
+
+@given(st.integers(0, 10_000))
+@bounded(20)
+def test_the_interval_is_the_least_at_which_no_state_variable_is_asked_to_hold_two_samples(seed):
+    module = stem_network(seed)
+    found = schedule(module)
+    for states in STATES:
+        least = next(i for i in range(1, found.latency + 2) if not collides(module, found, i, states))
+        assert found.interval(states) == least

@@ -1,0 +1,299 @@
+"""SDANN on narrow registers: what overflow does, what scaled integration costs, and what spikes and MACs cost.
+
+    SPIR_DATA=path/to/data python -m benchmarks.sdann [--tables overflow,scaled,energy] [--networks resnet20,...]
+        [--images N] [--json out.json]
+
+Networks are calibrated as in `benchmarks.stem_exact`, which also measures that without scaled integration spikes equal
+the integer network (``python -m benchmarks.stem_exact --passes '@sdann' --backends 'serial;hw'``).
+
+* ``overflow``: 16-bit sums and states without scaling, saturating and wrapping: accuracy, and overflows by layer
+  against a plain recount on 64-bit integers of what every layer read.
+* ``scaled``: `scale-integration` to 16 bits, r guaranteed and from the data, a layer and a channel: accuracy, top-1
+  agreement with the wide network, the error of every layer in steps of its codes, and the overflows that the simulated
+  registers counted.
+* ``energy``: spikes, synaptic operations and MACs of the wide network, and the energy of both.
+
+Lines are written to ``--json`` as soon as they are known; what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+import spir
+from benchmarks.stem_exact import Subject, log, logged
+from spir.backend import Counting
+from spir.driver import backend_of
+from spir.ir import Module, Node
+from spir.ops._accumulation import shifts, terms
+from spir.ops._linear import LinearMap, channelwise
+from spir.ops.integrate import Integrate
+from spir.ops.neuron_stem import NeuronStem
+from spir.ranges import accumulated, analyse, witness
+from spir.types import Current, Spikes, weights
+
+Integers = npt.NDArray[np.int64]
+Line = dict[str, Any]
+NETWORKS = ("lenet5", "resnet20", "resnet32", "convnetjs", "mobilenet_025", "mobilenet_05", "squeezenet")
+WAYS = ("r=guaranteed", "r=guaranteed, per=channel", "r=data", "r=data, per=channel")
+BITS = 16
+BATCH = 20
+
+
+def wide(subject: Subject) -> spir.driver.Compiled:
+    """The network on registers of 64 bits."""
+    return spir.compile(subject.model, "@sdann", data=subject.calibration, backend="hw", check="off")
+
+
+def counted(module: Module, x: npt.NDArray[Any], overflow: str, keep: str) -> Iterator[tuple[Line, Any]]:
+    """What the registers of 16 bits make of the images, batch by batch, and what they did not hold."""
+    ready = backend_of(f"hw{{accumulator={BITS}, overflow={overflow}}}").prepare(module)
+    assert isinstance(ready, Counting)  # hw is
+    for start in range(0, len(x), BATCH):
+        yield ready.run_counting(x[start : start + BATCH], keep)
+
+
+def narrow(values: npt.NDArray[Any], overflow: str) -> Integers:
+    """What a register of 16 bits keeps."""
+    low, high = -(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1
+    return np.asarray(np.clip(values, low, high) if overflow == "saturate" else (values - low) % 2**BITS + low)
+
+
+def recount(node: Node, module: Module, stored: Line, overflow: str) -> tuple[int, int]:
+    """Overflows of an op's sum and of its state, recounted from what it read."""
+    types = module.operand_types(node)
+    if isinstance(node.op, LinearMap) and isinstance(node.type.encoding, Current) and not node.op.relabels:
+        sums = np.asarray(node.op.reference(types, *(stored[o] for o in node.operands)))
+        kept_ = narrow(sums, overflow)
+        assert np.array_equal(kept_, stored[node.result])
+        return int((kept_ != sums).sum()), 0
+    if isinstance(node.op, (NeuronStem, Integrate)) and types[0].train is not None:
+        state, missed = np.zeros(stored[node.operands[0]].shape[1:], dtype=np.int64), 0
+        for frame, factor in zip(stored[node.operands[0]], weights("bits", types[0].steps), strict=True):
+            whole = state + frame * factor
+            state = narrow(whole, overflow)
+            missed += int((state != whole).sum())
+        bias = node.op.bias if isinstance(node.op, Integrate) else None
+        if bias is not None:
+            whole = state + bias.values.reshape(-1, *[1] * (state.ndim - 2))
+            missed += int((narrow(whole, overflow) != whole).sum())
+        return 0, missed
+    return 0, 0
+
+
+def overflowing(subject: Subject) -> Iterator[Line]:
+    """Registers of 16 bits, and no scaling."""
+    snn = wide(subject)
+    module = snn.module
+    for overflow in ("saturate", "wrap"):
+        begin, classes = time.perf_counter(), []
+        layers: dict[str, tuple[int, ...]] = {}
+        progress = logged(f"{subject.name} {overflow}", len(subject.x))
+        for stored, missed in counted(module, subject.x, overflow, "*"):
+            classes.append(stored[module.output].reshape(len(stored[module.output]), -1).argmax(axis=1))
+            for node in module.nodes:
+                found = tuple(int(np.sum(missed.get((node.result, kind), 0))) for kind in ("sum", "state"))
+                plain = recount(node, module, stored, overflow)
+                old = layers.get(node.result, (0, 0, 0, 0))
+                layers[node.result] = tuple(a + b for a, b in zip(old, (*found, *plain), strict=True))
+            progress(sum(map(len, classes)))
+        chosen = np.concatenate(classes)
+        yield {
+            "network": subject.name,
+            "way": overflow,
+            "images": len(subject.x),
+            "accuracy": 100 * float((chosen == subject.y).mean()),
+            "overflows": sum(sum(v[:2]) for v in layers.values()),
+            "recounted": sum(sum(v[2:]) for v in layers.values()),
+            "differ": sum(v[:2] != v[2:] for v in layers.values()),
+            "layers": {name: v for name, v in layers.items() if any(v)},
+            "seconds": time.perf_counter() - begin,
+        }
+
+
+def witnessed(module: Module) -> tuple[int, int, int]:
+    """Inputs that drive the worst channel of every layer to its proved bounds: how many there are, attain and overflow.
+
+    Each frame holds the worst input of its own, which bits allow. Only layers that read spikes by one op are driven.
+    """
+    found, driven, attained, beyond = analyse(module), 0, 0, 0
+    low, high = -(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1
+    for node in module.nodes:
+        source = module.definitions.get(node.operands[0])
+        bounds = accumulated(node, module, found) if isinstance(node.op, NeuronStem) else None
+        if bounds is None or source is None or not isinstance(source.op, LinearMap):
+            continue
+        assert isinstance(node.op, NeuronStem)  # others have no bounds here
+        types = module.operand_types(source)
+        if not all(isinstance(t.encoding, Spikes) for t in types):
+            continue
+        shapes, by = [t.shape for t in types], shifts(node.op.shift)
+        for top in (False, True):
+            ends = bounds.hi if top else -bounds.lo
+            channel = int(np.argmax(ends))
+            parts = [
+                [witness(source.op, shapes, [getattr(found[o], part) for o in source.operands], channel, top=top)]
+                for part in ("first", "rest")
+            ]
+            frames = [parts[0][0], *parts[1] * (types[0].steps - 1)]
+            given = [np.stack([frame[i][None] for frame in frames]).astype(np.int64) for i in range(len(types))]
+            sums = np.asarray(source.op.reference(types, *given))
+            each = channelwise(by, sums.ndim - 2)
+            reached = np.cumsum(list(terms(list(sums), weights("bits", len(sums)), each)), axis=0)[:, 0, channel]
+            driven += 1
+            attained += int((reached.max() if top else reached.min()) == (bounds.hi if top else bounds.lo)[channel])
+            beyond += int(reached.min() < low or reached.max() > high)
+    return driven, attained, beyond
+
+
+def scaled(subject: Subject, ways: tuple[str, ...]) -> Iterator[Line]:
+    """Registers of 16 bits, and sums that are scaled to fit."""
+    snn = wide(subject)
+    neurons = [n.result for n in snn.module.nodes if isinstance(n.op, NeuronStem)]
+    for way in ways:
+        begin = time.perf_counter()
+        passes = f"calibrate-bias, scale-integration{{bits={BITS}, {way}}}"
+        module = spir.compile(snn.module, passes, data=subject.calibration, check="off").module
+        driven, attained, beyond = witnessed(module)
+        log(f"{subject.name} {way}: scaled; {attained} of {driven} bounds attained, {beyond} overflow")
+        pattern = "|".join([*neurons, module.output])
+        exact, ready = backend_of("hw").prepare(snn.module), counted(module, subject.x, "saturate", pattern)
+        classes: list[tuple[Integers, Integers]] = []
+        missed, misses = 0, {name: np.zeros(4) for name in neurons}
+        progress = logged(f"{subject.name} {way}", len(subject.x))
+        for start, (stored, lost) in zip(range(0, len(subject.x), BATCH), ready, strict=True):
+            wanted = exact.run(subject.x[start : start + BATCH], pattern)
+            pair = [
+                m.types[m.output].decode(s[m.output]).reshape(len(s[m.output]), -1).argmax(axis=1)
+                for m, s in ((snn.module, wanted), (module, stored))
+            ]
+            classes.append((pair[0], pair[1]))
+            missed += int(sum(np.sum(v) for v in lost.values()))
+            for name in neurons:
+                type_ = module.types[name]
+                change = np.abs(type_.integers(np.asarray(stored[name])) - type_.integers(np.asarray(wanted[name])))
+                misses[name] += change.size, change.sum(), (change > 0).sum(), 0
+                misses[name][3] = max(misses[name][3], change.max())
+            progress(sum(len(a) for a, _ in classes))
+        old, new = (np.concatenate(side) for side in zip(*classes, strict=True))
+        difference = (new == subject.y).astype(float) - (old == subject.y)
+        worst = max(neurons, key=lambda name: misses[name][1] / misses[name][0])
+        yield {
+            "network": subject.name,
+            "way": way,
+            "images": len(subject.x),
+            "accuracy": 100 * float((old == subject.y).mean()),
+            "scaled": 100 * float((new == subject.y).mean()),
+            "difference": 100 * float(difference.mean()),
+            "standard_error": 100 * float(difference.std() / math.sqrt(len(difference))),
+            "agreement": 100 * float((old == new).mean()),
+            "overflows": missed,
+            "witnesses": driven,
+            "attained": attained,
+            "witness_overflows": beyond,
+            "largest_r": int(max(shifts(n.op.shift).max() for n in module.nodes if isinstance(n.op, NeuronStem))),
+            "worst_layer": worst,
+            "worst_error": misses[worst][1] / misses[worst][0],
+            "layers": {name: {"mean": v[1] / v[0], "changed": v[2] / v[0], "most": v[3]} for name, v in misses.items()},
+            "seconds": time.perf_counter() - begin,
+        }
+
+
+def energies(subject: Subject) -> Iterator[Line]:
+    """What the wide network does on up to 100 images, and what it costs."""
+    begin = time.perf_counter()
+    report = wide(subject).report(subject.x[:100], profile="darwin3").json()
+    yield {
+        "network": subject.name,
+        "way": "energy",
+        "images": min(100, len(subject.x)),
+        "spikes": report["spikes"],
+        "synaptic_operations": report["synaptic_operations"],
+        "macs": report["macs"],
+        "energies": report["energies"],
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def show(lines: list[Line], columns: dict[str, str], title: str) -> Table:
+    """Lines as a table; columns by their format."""
+    table = Table(title=f"{title}; load {os.getloadavg()[0]:.1f}")
+    for head, form in columns.items():
+        table.add_column(head.replace("_", " "), justify="right" if form else "left")
+    for line in lines:
+        table.add_row(*(format(line[head], form) for head, form in columns.items()))
+    return table
+
+
+_JUDGED = ("network:", "way:", "images:d", "accuracy:.2f")
+TABLES: dict[str, dict[str, str]] = {
+    table: dict(column.split(":", 1) for column in columns)
+    for table, columns in {
+        "overflow": (*_JUDGED, "overflows:d", "recounted:d", "differ:d"),
+        "scaled": (
+            *_JUDGED,
+            *(
+                "scaled:.2f",
+                "difference:+.2f",
+                "standard_error:.2f",
+                "agreement:.2f",
+                "overflows:d",
+                "witness_overflows:d",
+            ),
+            *("largest_r:d", "worst_layer:", "worst_error:.3f"),
+        ),
+        "energy": ("network:", "images:d", "spikes:.0f", "synaptic_operations:.3e", "macs:.3e"),
+    }.items()
+}
+"""Columns by their format."""
+
+
+def main() -> int:
+    """Measures what is asked for and not known yet; exit status 1 where a count of overflows is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", default="overflow,scaled,energy")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--ways", default=";".join(WAYS))
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    lines: list[Line] = []
+    if asked.json is not None and asked.json.exists():
+        lines = json.loads(asked.json.read_text())
+    for name in asked.networks.split(","):
+        for table in asked.tables.split(","):
+            subject = Subject.of(name, asked.images)
+            known = {(o["table"], o["network"], o["way"]) for o in lines}
+            ways = tuple(way for way in asked.ways.split(";") if ("scaled", name, way) not in known)
+            if table == "overflow" and ("overflow", name, "wrap") not in known:
+                made = overflowing(subject)
+            elif table == "scaled" and ways:
+                made = scaled(subject, ways)
+            elif table == "energy" and ("energy", name, "energy") not in known:
+                made = energies(subject)
+            else:
+                continue
+            for line in made:
+                lines.append({"table": table, **line})
+                if asked.json is not None:
+                    asked.json.write_text(json.dumps(lines, indent=1) + "\n")
+    for table, columns in TABLES.items():
+        if found := [line for line in lines if line["table"] == table]:
+            Console(width=200).print(show(found, columns, table))
+    return int(any(line.get("differ", 0) for line in lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,265 @@
+"""scale-integration and calibrate-bias: sums that fit a register, by how much they miss, and what no scale mends."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spir import interpreter
+from spir.conformance.strategies import bounded
+from spir.driver import backend_of
+from spir.ir import Array, Module
+from spir.ops._accumulation import errors, shifts
+from spir.ops.avg_pool import AvgPool
+from spir.ops.flatten import Flatten
+from spir.ops.integrate import Integrate
+from spir.ops.linear import Linear
+from spir.ops.max_pool import MaxPool
+from spir.ops.neuron_stem import NeuronStem
+from spir.ops.relu import Relu
+from spir.passes.scale_integration import divided, rescaled
+from spir.ranges import accumulated, analyse
+from spir.types import Scale, Spikes
+from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of, ops_of, refusal, run, text_of
+
+SPIKING = "canonicalize, fold-bn, calibrate-range{pools=on}, quantize, propagate-scales{join=rescale}, "
+FUSED = SPIKING + "derive-thresholds{neuron=stem}, fuse-neuron"
+ONE = Scale.of(1)
+
+
+def two_layers() -> Module:
+    return network(
+        ("a", conv(3, padding=(1, 1, 1, 1), bias=Array.of([0.7, -0.4, 0.1])), "x"),
+        ("b", Relu(), "a"),
+        ("c", AvgPool((2, 2), (1, 1)), "b"),
+        ("d", Flatten(), "c"),
+        ("e", linear(4, 36, bias=Array.of([0.5, 0.0, -1.0, 2.0])), "d"),
+    )
+
+
+def neuron(positive: int, negative: int, bits: int, *, signed: bool = False) -> Module:
+    """One neuron of weights that add up to so much above and below 0, in synapses of at most 127."""
+    weights = [w for total, sign in ((positive, 1), (negative, -1)) for w in parts(total, sign)]
+    lo, hi = Spikes.limits(bits, "bits", signed=signed)
+    law = NeuronStem(bits, Array.of([1]), Array.of([2**19]), 2**20, 1.0)
+    lines = (("sum", Linear(Array.of([weights]), Array.of([1.0])), "x"), ("y", law, "sum"))
+    return network(*lines, shape=(len(weights),), encoding=Spikes(bits, "bits", lo, hi, ONE))
+
+
+def parts(total: int, sign: int) -> list[int]:
+    return [sign * 127] * (total // 127) + [sign * (total % 127)] * (total % 127 > 0)
+
+
+def states(module: Module, frames: np.ndarray, name: str = "y") -> list[int]:
+    """The state of a neuron after each frame, by Python integers; frames are ``[T, n]`` spikes."""
+    node = module.definitions[name]
+    weights = module.definitions[node.operands[0]].op.weight.values[0].tolist()
+    r, steps, state, found = int(shifts(node.op.shift)[0]), len(frames), 0, []
+    for t, frame in enumerate(frames.tolist()):
+        sum_ = sum(w * s for w, s in zip(weights, frame, strict=True))
+        state += math.floor(Fraction(sum_ * 2 ** (steps - 1 - t), 2**r) + Fraction(1, 2))
+        found.append(state)
+    return found
+
+
+def extreme(module: Module, *, top: bool) -> np.ndarray:
+    """The frames ``[T, n]`` that drive the neuron furthest."""
+    weights = module.definitions["sum"].op.weight.values[0]
+    train = module.input.type.encoding
+    ends = [(hi if (w > 0) == top else lo) for lo, hi in train.frames for w in weights.tolist()]
+    return np.reshape(ends, (train.steps, len(weights)))
+
+
+@bounded(60)
+@given(st.integers(0, 30000), st.integers(0, 30000), st.integers(2, 8), st.booleans(), st.integers(16, 20))
+def test_the_guaranteed_scale_is_the_least_that_no_input_overflows(positive, negative, bits, signed, width):
+    if not positive + negative or (signed and bits < 2):
+        return
+    module = neuron(positive, negative, bits, signed=signed)
+    after = run(module, f"scale-integration{{bits={width}}}")
+    ends = -(2 ** (width - 1)), 2 ** (width - 1) - 1
+    reached = [v for top in (True, False) for v in states(after, extreme(after, top=top))]
+    assert ends[0] <= min(reached) <= max(reached) <= ends[1]
+    held = accumulated(after.definitions["y"], after, analyse(after))
+    assert (min(held.lo), max(held.hi)) == (min(reached), max(reached))  # the bounds are reached
+    r = int(shifts(op_of(after, "y").shift)[0])
+    if r:
+        nodes = tuple(
+            attrs.evolve(n, op=attrs.evolve(n.op, shift=r - 1)) if n.result == "y" else n for n in after.nodes
+        )
+        less = attrs.evolve(after, nodes=nodes)
+        beyond = [v for top in (True, False) for v in states(less, extreme(less, top=top))]
+        assert min(beyond) < ends[0] or max(beyond) > ends[1]
+
+
+def test_the_logarithm_is_a_first_guess_only():
+    """N = 16643 at 6 bits: floor would give -32769 at r = 5, and the rounded shift just fits."""
+    module = neuron(0, 16643, 6)
+    assert math.ceil(math.log2(63 * 16643 / 32767)) == 5
+    assert sum((-16643 << k) >> 5 for k in range(6)) == -32769
+    after = run(module, "scale-integration")
+    assert op_of(after, "y").shift == 5
+    assert states(after, extreme(after, top=False))[-1] >= -32768
+
+
+@bounded(60)
+@given(st.lists(st.integers(-4000, 4000), min_size=2, max_size=8), st.integers(0, 9))
+def test_a_scaled_sum_misses_by_no_more_than_its_bound(frames, r):
+    steps = len(frames)
+    exact = sum(Fraction(f * 2 ** (steps - 1 - t), 2**r) for t, f in enumerate(frames))
+    found = sum(math.floor(Fraction(f * 2 ** (steps - 1 - t), 2**r) + Fraction(1, 2)) for t, f in enumerate(frames))
+    least, _, most = errors(r, steps)
+    assert least <= found - exact <= most
+
+
+def test_the_mean_of_what_rounding_adds_is_that_of_all_residues():
+    for r in range(1, 5):
+        missed = [
+            sum(math.floor(Fraction(f << k, 2**r) + Fraction(1, 2)) - Fraction(f << k, 2**r) for k in range(r))
+            for f in range(2**r)
+        ]
+        assert sum(missed) / len(missed) == errors(r, r)[1] == Fraction(1, 2) * (1 - Fraction(1, 2**r))
+    assert [float(e) for e in errors(2, 8)] == [-0.25, 0.375, 1.0]
+
+
+@bounded(80)
+@given(
+    st.integers(1, 5000),
+    st.integers(-(2**20), 2**20),
+    st.integers(1, 2**20),
+    st.integers(0, 6),
+    st.integers(-3000, 3000),
+)
+def test_a_law_on_scaled_sums_is_the_law_on_sums_where_nothing_is_rounded(mul, add, div, r, sum_):
+    law = NeuronStem(16, Array.of([mul]), Array.of([add]), div, 1.0, signed=True)
+    found = rescaled(law, np.array([r]), 1)
+    by = Fraction(int(found[0].values[0]) * sum_ + int(found[1].values[0]), int(np.ravel(np.asarray(found[2]))[0]))
+    mean = errors(r, 1)[1]
+    assert math.floor(by) == math.floor((mul * 2**r * (sum_ - mean) + add) / Fraction(div))
+
+
+def test_a_divisor_stands_for_multiplier_and_shift():
+    law = NeuronStem(8, Array.of([3]), Array.of([7 * 2**10 + 2**9]), 2**10, 1.0)
+    mul, add, div = divided(law, np.array([2]), 8)
+    assert mul.values.tolist() == [1]
+    assert div == 85  # 1024 / (3 * 4) = 85.3
+    assert add.values.tolist() == [math.floor(7.5 * 85 - Fraction(3, 8))]
+
+
+@pytest.mark.parametrize("options", ["", "r=data", "per=channel", "divisor=255", "r=data, per=channel, divisor=255"])
+def test_a_network_with_scaled_sums_computes_nearly_the_same_on_all_backends(options):
+    before = run(two_layers(), FUSED, images(40))
+    after = run(before, f"scale-integration{{bits=14{options and ', '}{options}}}", images(40))
+    x = images(20)
+    exact, found = (m.types[m.output].decode(interpreter.run(m, x)[m.output]) for m in (before, after))
+    assert not np.array_equal(exact, found)
+    np.testing.assert_allclose(found, exact, atol=(0.3 if "divisor" in options else 0.05) * np.abs(exact).max())
+    wanted = interpreter.run(after, x, "*")
+    for backend in ("serial", "hw"):
+        ran = backend_of(backend).prepare(after).run(x, "*")
+        assert all(np.array_equal(ran[name], wanted[name]) for name in wanted if name != "x")
+    found_ranges = analyse(after)
+    for node in after.nodes:
+        held = accumulated(node, after, found_ranges)
+        if held is not None and "data" not in options and after.operand_types(node)[0].train is not None:
+            assert max(held.bits) <= 14
+    if "divisor" in options:
+        laws = [n.op for n in ops_of(after, NeuronStem)]
+        assert all(
+            (op.mul.values == 1).all() and np.max(np.asarray(getattr(op.div, "values", op.div))) <= 255 for op in laws
+        )
+
+
+def test_pools_that_stay_on_integers_are_scaled_too():
+    lines = [
+        ("a", conv(3), "x"),
+        ("b", MaxPool((2, 2), (1, 1)), "a"),
+        ("c", Relu(), "b"),
+        ("d", conv(2, 3, kernel=1), "c"),
+    ]
+    before = run(network(*lines), FUSED, images(30))
+    assert list(ops_of(before, MaxPool))
+    after = run(before, "scale-integration{bits=13, per=channel}", images(30))
+    assert any(shifts(n.op.shift).any() for n in ops_of(after, Integrate))
+    x = images(10)
+    exact, found = (m.types[m.output].decode(interpreter.run(m, x)[m.output]) for m in (before, after))
+    np.testing.assert_allclose(found, exact, atol=0.1 * np.abs(exact).max())
+
+
+def test_layers_that_fit_stay_as_they_are_and_notes_say_which():
+    before = run(two_layers(), FUSED, images(40))
+    after = run(before, "scale-integration{bits=40}")
+    assert after == before
+
+
+def test_a_sum_of_one_step_beyond_its_register_is_refused_with_its_channel():
+    assert text_of(refusal(neuron(33000, 0, 4), "scale-integration")) == (
+        "error[E-ISUM]: the sum of one step of %sum reaches 0..33000 in channel 0, 233 beyond a register of 16 bits\n"
+        "       from: net.y (net.py line 7)\n"
+        "       pass: scale-integration\n"
+        "        fix: calibrate-range{pools=on} where average pools are read, propagate-scales{join=rescale} where "
+        "branches meet, or quantize with fewer bits of weights"
+    )
+    assert shifts(op_of(run(neuron(32767, 0, 4), "scale-integration"), "y").shift)[0] > 0
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "r=data, overflow=wrap": (
+        (
+            "E-CALIB-OVF: scale-integration: r from data lets rare sums overflow, and a register that wraps turns "
+            "their signs"
+        ),
+        "r=guaranteed, or overflow=saturate where the chip does that",
+    ),
+    "divisor=255, bits=8, sum_bits=30": (
+        "E-DIVISOR: no r lets %b fit 8 bits",
+        "more bits, fewer bits of codes or weights, or a larger divisor",
+    ),
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_no_scale_mends_is_refused(options):
+    before = run(two_layers(), FUSED, images(40))
+    found = refusal(before, f"scale-integration{{{options}}}", images(4))
+    (diagnostic,) = found.diagnostics
+    assert f"{diagnostic.code}: {diagnostic.message}" == REFUSED[options][0]
+    assert {n.label: n.text for n in diagnostic.notes}["fix"] == REFUSED[options][1]
+
+
+def test_networks_without_such_sums_and_scaled_ones_are_refused():
+    before = run(two_layers(), FUSED, images(40))
+    assert refusal(two_layers(), "scale-integration").code == "type"
+    assert refusal(before, "scale-integration{r=data}").code == "data"
+    scaled = run(before, "scale-integration{bits=14}")
+    assert "is scaled already" in str(refusal(scaled, "scale-integration"))
+
+
+def test_biases_become_whole_codes_where_the_register_is_too_narrow():
+    before = run(two_layers(), FUSED, images(40))
+    same = run(before, "calibrate-bias{register=40}")
+    assert op_of(same, "b").add == op_of(before, "b").add
+    after = run(before, "calibrate-bias{when=always}")
+    law: Any = op_of(after, "b")
+    div = np.asarray(getattr(law.div, "values", law.div))
+    each = div.reshape(-1, *[1] * (law.add.values.ndim - 1)) if div.ndim else div
+    assert not ((law.add.values - each // 2) % each).any()
+    x = images(20)
+    old, new = (interpreter.run(m, x, "b")["b"] for m in (before, after))
+    codes = [m.types["b"].integers(v) for m, v in ((before, old), (after, new))]
+    assert 0 < np.abs(codes[0] - codes[1]).max() <= 1
+
+
+def test_a_bias_of_too_many_codes_is_refused():
+    before = run(
+        network(("a", conv(2, bias=BIAS), "x"), ("b", Relu(), "a"), ("c", conv(2, kernel=1), "b")), FUSED, images(9)
+    )
+    assert refusal(before, "calibrate-bias{when=always, bits=2}").code == "E-VRANGE"
+    assert refusal(network(("b", Relu(), "x")), "calibrate-bias").code == "type"
