@@ -25,7 +25,7 @@ from spir.ops.neuron_stem import NeuronStem
 from spir.ops.requant import Requant
 from spir.ranges import Ranges, accumulated, analyse, result, source
 from spir.text import show_node
-from spir.types import Interval, Real, Spikes
+from spir.types import Interval, Real, Spikes, weights
 
 SUM, STATE = "sum", "state"
 Register = tuple[str, str]
@@ -61,7 +61,7 @@ def decided(node: Node, module: Module, found: Mapping[str, Ranges]) -> Interval
     """Bounds of the sum of all frames, in counts of its register: what a law is applied to."""
     read, train = found[node.operands[0]], module.types[node.operands[0]].train
     if isinstance(node.op, NeuronStem) and train is not None and node.op.triple is None:
-        return frame_bounds(read.first, read.rest, train, node.op.shift)[0]
+        return frame_bounds(read.first, read.rest, weights(train.code, train.steps), node.op.shift)[0]
     return read.value
 
 
@@ -178,7 +178,7 @@ class _Walk:
             return
         assert train is not None  # the caller asked
         first, rest = _cut(mine.first, over, bits), _cut(mine.rest, over, bits)
-        total, prefix = frame_bounds(first, rest, train, 0)
+        total, prefix = frame_bounds(first, rest, weights(train.code, train.steps), 0)
         value, prefix = _where(over, total, mine.value), _where(over, prefix, mine.prefix)
         self._note(node, SUM, Ranges(value, first | rest, prefix, first, rest))
 

@@ -44,7 +44,7 @@ class CalibrateBias(Pass):
             raise error("type", f"{self.name} finds no biases of neurons", fix="propagate-scales before")
         moved: list[str] = []
         after = self.walk(Rewriter(module, self.name), lambda node, rewriter: self._moved(node, rewriter, moved))
-        rest = sum(isinstance(n.op, (Requant, NeuronStem)) for n in module.nodes) - len(moved)
+        rest = sum(isinstance(n.op, (Requant, NeuronStem)) and self.selects(n) for n in module.nodes) - len(moved)
         context.note(
             f"biases in steps of codes: {', '.join(moved) or 'none'}; {rest} fit {self.register} bits as they are"
         )
@@ -57,10 +57,8 @@ class CalibrateBias(Pass):
         add, div = op.add.values.astype(object), divisors(op.div).astype(object)
         each = channelwise(div, add.ndim)
         bias = add - each // 2
-        largest = np.abs(
-            bias
-            // np.maximum(channelwise(op.mul.values.astype(object).reshape(len(op.mul.values), -1)[:, 0], add.ndim), 1)
-        )
+        factors = np.abs(op.mul.values.astype(object).reshape(len(op.mul.values), -1)).min(axis=1)
+        largest = np.abs(bias) // np.maximum(channelwise(factors, add.ndim), 1)
         if self.when == "needed" and int(largest.max()).bit_length() < self.register:
             return None
         codes = (bias + each // 2) // each

@@ -185,7 +185,8 @@ class CalibrateRange(Pass):
         none, sums = np.array([np.inf]), _read_by_weights(module)
         found = {n: _Point(-none, none, signed=True) for n in _entering(module, hosted) if not _ranged(n, module)}
         if self.pools:
-            found |= {n: _Point(-none, none, signed=True, above=_above(n, module)) for n in _pools(module)}
+            pools = (n for n in _pools(module) if self.selects(module.definitions[n]))
+            found |= {n: _Point(-none, none, signed=True, above=_above(n, module)) for n in pools}
         for node in module.nodes:
             chosen = self.selects(node) and isinstance(node.type.encoding, Real) and not _signed_before(node)
             if chosen and not only_quantised(node, module) and (point := _point(node, sums)):
@@ -328,11 +329,19 @@ def _point(node: Node, sums: set[str]) -> _Point | None:
 
 
 def _pools(module: Module) -> set[str]:
-    """Average pools that weights read."""
-    pooled = {
-        n.result for n in module.nodes if isinstance(n.op, (AvgPool, GlobalAvgPool)) and not only_quantised(n, module)
-    }
-    return pooled & _before_weights(module)
+    """Average pools that weights read, and those that others read on the way there."""
+    found: set[str] = set()
+    waiting = [o for n in module.nodes if isinstance(n.op, WeightedMap) for o in n.operands]
+    seen = set(waiting)
+    while waiting:
+        node = module.definitions.get(waiting.pop())
+        if node is None or not isinstance(node.op, (AvgPool, GlobalAvgPool, MaxPool, Concat, Relabelling)):
+            continue
+        if isinstance(node.op, (AvgPool, GlobalAvgPool)) and not only_quantised(node, module):
+            found.add(node.result)
+        waiting += [o for o in node.operands if o not in seen]
+        seen.update(node.operands)
+    return found
 
 
 def _above(name: str, module: Module) -> bool:
@@ -356,11 +365,6 @@ def _read_by_weights(module: Module) -> set[str]:
         passes = isinstance(node.op, (LinearMap, BatchNorm, Shift, MaxPool))
         if isinstance(node.op, WeightedMap) or (passes and not sums.isdisjoint(node.operands)):
             sums.add(node.result)
-    return sums & _before_weights(module)
-
-
-def _before_weights(module: Module) -> set[str]:
-    """What weights read, moves of elements aside."""
     found = set()
     for node in module.nodes:
         if isinstance(node.op, WeightedMap):
@@ -368,4 +372,4 @@ def _before_weights(module: Module) -> set[str]:
             while (source := module.definitions.get(value)) is not None and isinstance(source.op, Relabelling):
                 (value,) = source.operands
             found.add(value)
-    return found
+    return found & sums

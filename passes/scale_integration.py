@@ -68,7 +68,8 @@ class ScaleIntegration(Pass):
         raise_all(refusal for n in nodes if (refusal := self._sum(n, found[n.operands[0]])) is not None)
         seen = self._seen(nodes, module, context) if self.r == "data" else {}
         chosen = {n.result: self._chosen(n, module, found, seen) for n in nodes}
-        walk = _Walk(self, Rewriter(module, self.name), context, chosen)
+        room = {n.result: self._room(n, chosen[n.result], found, seen) for n in nodes} if self.r == "data" else {}
+        walk = _Walk(self, Rewriter(module, self.name), context, chosen, room)
         for node in module.nodes:  # laws behind a chosen sum follow it, whatever `layers` says
             if (value := walk.step(node)) is None:
                 walk.rewriter.keep(node)
@@ -86,8 +87,18 @@ class ScaleIntegration(Pass):
                 fix="derive-thresholds{neuron=stem} before, over the same layers",
             )
         for node in nodes:
-            if scaled(node.op.shift):  # type: ignore[attr-defined]
+            op: Any = node.op
+            if scaled(op.shift):
                 raise error("type", f"%{node.result} is scaled already", from_=str(node.origin), fix="scale once")
+            whole = self.divisor is None or not isinstance(op, NeuronStem)
+            if not whole and (op.mul.values.ndim > 1 or op.mul.values.min() < 1):
+                raise error(
+                    "E-DIVISOR",
+                    f"%{node.result} multiplies by {op.mul.values.min()}..{op.mul.values.max()}, one a "
+                    f"{'position' if op.mul.values.ndim > 1 else 'channel'}, and one positive divisor does not do that",
+                    from_=str(node.origin),
+                    fix="no divisor",
+                )
         if self.r == "data" and context.data is None:
             raise error(
                 "data", f"{self.name}{{r=data}} needs calibration data", fix="give data=images, or r=guaranteed"
@@ -108,9 +119,11 @@ class ScaleIntegration(Pass):
                     elif not isinstance(reader.op, Requant if self.divisor is None else ()) and not reader.op.host:
                         raise error(
                             "type",
-                            f"%{reader.result} = {reader.op.name} reads %{node.result}, and sums are scaled apart",
+                            f"%{reader.result} = {reader.op.name} reads %{node.result}, and sums are scaled apart"
+                            if self.divisor is None
+                            else f"%{reader.result} = {reader.op.name} reads %{node.result}, and only neurons divide",
                             from_=str(reader.origin),
-                            fix="fuse-neuron before, so that only neurons read sums",
+                            fix="lower-max-pool and fuse-neuron before, so that only neurons read sums",
                         )
 
     def _sum(self, node: Node, read: Ranges) -> SpirError | None:
@@ -153,11 +166,11 @@ class ScaleIntegration(Pass):
         by = np.zeros(channels, dtype=np.int64)
         for r in range(MOST):
             if self.r == "guaranteed":
-                _, held = frame_bounds(read.first, read.rest, type_.train, r)
+                _, held = frame_bounds(read.first, read.rest, weights("bits", type_.steps), r)
             else:
                 held = _reached(seen[node.operands[0]], r, type_.steps)
             bias = _bias_bounds(node, r)
-            held = held | Interval(held.lo + bias.lo, held.hi + bias.hi) if bias is not None else held
+            held = held | (held + bias) if bias is not None else held
             fits = np.array([bits <= self.bits for bits in held.broadcast(channels).bits])
             if self.divisor is not None and isinstance(node.op, NeuronStem):
                 fits &= self._divides(node, r, held.broadcast(channels), offset)
@@ -171,16 +184,42 @@ class ScaleIntegration(Pass):
                 from_=str(node.origin),
                 fix="more bits, fewer bits of codes or weights, or a larger divisor",
             )
-        return by if self.per == "channel" else by.max(keepdims=True)
+        by = by if self.per == "channel" else by.max(keepdims=True)
+        if self.divisor is not None and isinstance(node.op, NeuronStem):
+            quotients = [
+                _quotients(node.op, int(r), channels)[c] for c, r in enumerate(np.broadcast_to(by, (channels,)))
+            ]
+            least = quotients.index(min(quotients))
+            if 2 * quotients[least] < 1:
+                raise error(
+                    "E-DIVISOR",
+                    f"%{node.result} would be divided by {float(quotients[least]):.2g} in channel {least}, and the "
+                    "least divisor is 1",
+                    from_=str(node.origin),
+                    fix="per=channel, r=data, or more bits" if self.per == "layer" else "r=data, or more bits",
+                )
+        return by
+
+    def _room(self, node: Node, by: Integers, found: Mapping[str, Ranges], seen: Mapping[str, Extent]) -> str:
+        """How much of the register the states of the data left, and what proved bounds would need."""
+        (lo, hi), read = seen[node.operands[0]], found[node.operands[0]]
+        each = np.broadcast_to(by, lo.shape)
+        most = max(max(-int(a), int(b)) / 2 ** int(r) for a, b, r in zip(lo, hi, each, strict=True))
+        bounds = (read.value | read.prefix).broadcast(len(lo))
+        proved = max(max(-int(a), int(b)) / 2 ** int(r) for a, b, r in zip(bounds.lo, bounds.hi, each, strict=True))
+        limit = 2 ** (self.bits - 1)
+        filled = f"states of the data fill {100 * most / limit:.0f} % of the register"
+        return f"{filled}, proved bounds {100 * proved / limit:.0f} %"
 
     def _divides(self, node: Node, r: int, held: Interval, offset: Any) -> NDArray[np.bool_]:
         """Whether a divisor within the limit stands for the law at r, channel by channel, and the state holds it."""
         op: Any = node.op
         limit = 2 ** (self.bits - 1) - 1
         fits = []
-        for q, lo, hi in zip(_quotients(op, r, len(held.lo)), held.lo, held.hi, strict=True):
+        rows = np.broadcast_to(offset, (len(held.lo), *offset.shape[1:])).reshape(len(held.lo), -1)
+        for q, lo, hi, row in zip(_quotients(op, r, len(held.lo)), held.lo, held.hi, rows, strict=True):
             d = _whole(q)
-            inside = hi + offset.max() * d <= limit and lo + offset.min() * d >= -limit
+            inside = hi + row.max() * d <= limit and lo + row.min() * d >= -limit
             fits.append(d <= (self.divisor or 0) and d * 2 ** (op.bits - 1) <= limit and inside)
         return np.array(fits)
 
@@ -193,6 +232,7 @@ class _Walk:
     rewriter: Rewriter
     context: Context
     chosen: Mapping[str, Integers]
+    room: Mapping[str, str]
     behind: dict[str, int] = attrs.field(factory=dict)
     """Scaled integers of the old module, and how many frames were summed."""
     notes: dict[str, str] = attrs.field(factory=dict)
@@ -212,7 +252,13 @@ class _Walk:
                 if bias is not None and by.any():
                     bias = _scaled_bias(bias, by, steps)
                 if node.result == self.rewriter.module.output or node.op.bias is not None:
-                    self.notes[node.result] = self._label(node, by, steps, [Fraction(1)] * len(by), "steps of the sum")
+                    ends = [errors(int(r), steps) for r in by]
+                    half = Fraction(1, 2)  # of a bias, which is a whole number of steps again
+                    found = [
+                        (least, most) if bias is None else (least - mean - half, most - mean + half)
+                        for least, mean, most in ends
+                    ]
+                    self.notes[node.result] = self._label(node, by, found, "steps of the sum")
                 return self._emit(attrs.evolve(node.op, bias=bias, shift=_shift(by)), node)
             case MaxPool() | Relabelling() if node.operands[0] in self.behind:
                 self.behind[node.result] = self.behind[node.operands[0]]
@@ -239,24 +285,29 @@ class _Walk:
         """The law on sums that count in 2^r, without the mean of what rounding adds."""
         limit = self.step_.divisor
         mul, add, div = (rescaled if limit is None else divided)(op, by, steps)
-        moved = [Fraction(int(m), int(d)) for m, d in _pairs(mul.values, divisors(div))]
-        self.notes[node.result] = self._label(node, by, steps, moved, "codes")
+        pairs = _pairs(mul.values, divisors(div))
+        size = max(len(pairs), len(by))
+        each = np.broadcast_to(by, (size,))
+        moved = [Fraction(int(m), int(d)) for m, d in pairs] * (size // len(pairs))
+        found = [
+            ((least - mean) * m, (most - mean) * m)
+            for (least, mean, most), m in zip((errors(int(r), steps) for r in each), moved, strict=True)
+        ]
+        self.notes[node.result] = self._label(node, by, found, "codes")
         if limit is not None:
-            exact = [q for r in by for q in _quotients(op, int(r), 1 if len(by) > 1 else len(divisors(op.div)))]
+            size = max(size, len(_pairs(op.mul.values, divisors(op.div))))
+            exact = [_quotients(op, int(r), size)[c] for c, r in enumerate(np.broadcast_to(by, (size,)))]
             worst = max(abs(_whole(q) / q - 1) for q in exact)
             self.notes[node.result] += f"; divisors {divisors(div).min()}..{divisors(div).max()} miss by {_text(worst)}"
         return mul, add, div
 
-    def _label(self, node: Node, by: Integers, steps: int, moved: list[Fraction], unit: str) -> str:
+    def _label(self, node: Node, by: Integers, found: list[tuple[Fraction, Fraction]], unit: str) -> str:
         """What r does to a layer."""
         shown = str(int(by[0])) if len(set(by.tolist())) == 1 else f"{by.min()}..{by.max()}"
         how = f"%{node.result}: r = {shown}, {self.step_.r}"
         if not by.any():
             return f"{how}: exact"
-        ends = []
-        for r, m in zip(by.tolist() * (len(moved) // len(by) or 1), moved * (len(by) // len(moved) or 1), strict=True):
-            least, mean, most = errors(int(r), steps)
-            ends += [(least - mean) * m, (most - mean) * m]
+        ends = [end for pair in found for end in pair]
         text = f"{how}: bounded, {float(min(ends)):+.2g} to {float(max(ends)):+.2g} {unit} before they are rounded"
         return Diagnostic("E-SCALED", text).render("note")
 
@@ -268,7 +319,8 @@ class _Walk:
                 before, after, [n for n in self.notes if n in after.types], data[:SAMPLES], self.context
             )
         for name, text in self.notes.items():
-            self.context.note(text + (f"; {changed[name]}" if name in changed else ""))
+            more = [part[name] for part in (self.room, changed) if name in part]
+            self.context.note("; ".join([text, *more]))
 
 
 def _accumulates(node: Node, module: Module) -> bool:
@@ -300,8 +352,9 @@ def _bias_bounds(node: Node, r: int) -> Interval | None:
     """What an integral adds in the end, in 2^r."""
     if not isinstance(node.op, Integrate) or node.op.bias is None:
         return None
-    values = node.op.bias.values.astype(object)
-    return Interval.of(int(values.min()) // 2**r - 1, int(values.max()) // 2**r + 1)
+    rows = node.op.bias.values.astype(object)
+    rows = rows.reshape(len(rows), -1)
+    return Interval.of(rows.min(axis=1) // 2**r - 1, rows.max(axis=1) // 2**r + 1)
 
 
 def _scaled_bias(bias: Array, by: Integers, steps: int) -> Array:
@@ -344,7 +397,7 @@ def _quotients(op: Any, r: int, channels: int) -> list[Fraction]:
 
 def _pairs(mul: NDArray[Any], div: Integers) -> list[tuple[int, int]]:
     size = max(len(mul), len(div))
-    flat = mul.reshape(len(mul), -1)[:, 0]
+    flat = np.abs(mul.reshape(len(mul), -1)).max(axis=1) if mul.ndim > 1 else mul  # the largest, for bounds
     return list(zip(np.broadcast_to(flat, (size,)).tolist(), np.broadcast_to(div, (size,)).tolist(), strict=True))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spir.ir import Module, Node
-from spir.ops._accumulation import frame_bounds, scaled
+from spir.ops._accumulation import Shift, frame_bounds, scaled
 from spir.ops._linear import LinearMap, channelwise
 from spir.ops._neuron import Neuron
 from spir.ops.add import Add
@@ -72,7 +72,15 @@ def _node(node: Node, shapes: tuple[Shape, ...], lengths: list[int], operands: l
         later = (r.rest.with_zero() if over else r.rest for r, over in zip(operands, ended, strict=True))
         first, rest = node.op.bounds(shapes, *(r.first for r in operands)), node.op.bounds(shapes, *later)
         return Ranges(value, first | rest, node.op.bounds(shapes, *(r.prefix for r in operands)), first, rest)
-    return source(node.type, node.op.bounds(shapes, *(r.value for r in operands)) if operands else node.type.range)
+    value = node.op.bounds(shapes, *(r.value for r in operands)) if operands else node.type.range
+    if isinstance(node.op, Integrate) and scaled(node.op.shift):
+        value = _narrower(value, node.op.biased(_scaled(node.op.shift, operands[0], lengths[0])[0]))
+    return source(node.type, value)
+
+
+def _scaled(shift: Shift, read: Ranges, steps: int) -> tuple[Interval, Interval]:
+    """Exact bounds of a scaled sum of bits: after all frames, and after any number of them."""
+    return frame_bounds(read.first, read.rest, weights("bits", steps), shift)
 
 
 def source(type_: Tensor, value: Interval) -> Ranges:
@@ -103,7 +111,7 @@ def accumulated(node: Node, module: Module, found: Mapping[str, Ranges]) -> Inte
     elif isinstance(node.op, (NeuronStem, Integrate)):
         held = read.value | read.prefix
         if scaled(node.op.shift):
-            _, held = frame_bounds(read.first, read.rest, type_.train, node.op.shift)
+            _, held = _scaled(node.op.shift, read, type_.steps)
     else:
         held = node.op.state(type_.train) or read.value | read.prefix
     return held | found[node.result].value if isinstance(node.op, Integrate) else held

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spir.errors import error
 from spir.ir import Array
 from spir.ops._linear import channelwise
-from spir.types import Int, Integers, Interval, Tensor, Train, scale_of, weights
+from spir.types import Int, Integers, Interval, Tensor, scale_of, weights
 
 Shift = int | Array
 """r, one for all channels, or one a channel."""
@@ -121,9 +121,8 @@ def value_bounds(value: Interval, shift: Shift, steps: int) -> Interval:
     return Interval.of([int(lo) for lo, _ in bounds], [int(hi) for _, hi in bounds])
 
 
-def frame_bounds(first: Interval, rest: Interval, train: Train, shift: Shift) -> tuple[Interval, Interval]:
+def frame_bounds(first: Interval, rest: Interval, factors: Sequence[int], shift: Shift) -> tuple[Interval, Interval]:
     """Exact bounds of the state from those of frames that are independent: after all frames, and after any number."""
-    factors = weights(train.code, train.steps)
     by = shifts(shift).astype(object)
     total = Interval.of(0, 0)
     ever: Interval | None = None

@@ -41,7 +41,7 @@ class Integrate(Op):
             )
         scale = scale_of(x)
         check_shift(self.shift, x)
-        value = self._biased(value_bounds(x.range, self.shift, x.steps))
+        value = self.biased(value_bounds(x.range, self.shift, x.steps))
         check_register(value, "the accumulator")
         if scaled(self.shift):
             scale = scale * Scale.of(Fraction(2 ** int(r)) for r in shifts(self.shift))
@@ -49,9 +49,10 @@ class Integrate(Op):
 
     def bounds(self, shapes: tuple[Shape, ...], *intervals: Interval) -> Interval:
         """The value, plus the bias."""
-        return self._biased(value_bounds(intervals[0], self.shift, MOST))
+        return self.biased(value_bounds(intervals[0], self.shift, MOST))
 
-    def _biased(self, x: Interval) -> Interval:
+    def biased(self, x: Interval) -> Interval:
+        """Bounds of a sum with the bias, one row a channel."""
         if self.bias is None:
             return x
         offsets = self.bias.values.astype(object)

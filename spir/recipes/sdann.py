@@ -39,6 +39,8 @@ class Sdann(Recipe):
         for label in ("r", "per", "divisor"):
             if self.accumulator is None and getattr(self, label) is not None:
                 raise error("option", f"@sdann: {label} is of scaled integration", fix="accumulator=16")
+        if self.divisor is not None and self.max_pool == "keep":
+            raise error("option", "@sdann: only neurons divide, and pools stay on integers", fix="max_pool=lower")
 
     def pipeline(self) -> str:
         """The passes in order."""

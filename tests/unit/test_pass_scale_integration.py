@@ -12,18 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spir import interpreter
+from spir import interpreter, pipeline
 from spir.conformance.strategies import bounded
-from spir.driver import backend_of
+from spir.driver import Context, backend_of
 from spir.ir import Array, Module
 from spir.ops._accumulation import errors, shifts
 from spir.ops.avg_pool import AvgPool
+from spir.ops.concat import Concat
 from spir.ops.flatten import Flatten
 from spir.ops.integrate import Integrate
 from spir.ops.linear import Linear
 from spir.ops.max_pool import MaxPool
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.relu import Relu
+from spir.ops.requant import Requant
 from spir.passes.scale_integration import divided, rescaled
 from spir.ranges import accumulated, analyse
 from spir.types import Scale, Spikes
@@ -32,6 +34,7 @@ from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of
 SPIKING = "canonicalize, fold-bn, calibrate-range{pools=on}, quantize, propagate-scales{join=rescale}, "
 FUSED = SPIKING + "derive-thresholds{neuron=stem}, fuse-neuron"
 ONE = Scale.of(1)
+ONES = Array.of([1.0])
 
 
 def two_layers() -> Module:
@@ -263,3 +266,82 @@ def test_a_bias_of_too_many_codes_is_refused():
     )
     assert refusal(before, "calibrate-bias{when=always, bits=2}").code == "E-VRANGE"
     assert refusal(network(("b", Relu(), "x")), "calibrate-bias").code == "type"
+
+
+def laws(weights: list[list[int]], mul: Array, add: Array, div: Array) -> Module:
+    """Two neurons on a sum."""
+    source = Spikes(8, "bits", 0, 255, ONE)
+    lines = (("s", Linear(Array.of(weights), ONES), "x"), ("y", NeuronStem(8, mul, add, div, 1.0), "s"))
+    return network(*lines, shape=(len(weights[0]),), encoding=source)
+
+
+@pytest.mark.parametrize("mul", [[3, -2], [3, 0]])
+def test_no_divisor_stands_for_a_multiplier_that_is_not_positive(mul):
+    module = laws([[100, 100], [50, -60]], Array.of(mul), Array.of([2048, 2048]), Array.of([4096, 4096]))
+    assert refusal(module, "scale-integration{divisor=255}").code == "E-DIVISOR"
+
+
+def test_a_divisor_below_one_is_refused_and_one_scale_a_channel_mends_it():
+    module = laws([[127] * 8, [1] * 8], Array.of([1, 1]), Array.of([0, 0]), Array.of([2**13, 2**4]))
+    assert "would be divided by 0." in str(refusal(module, "scale-integration{divisor=255, bits=14}"))
+    after = run(module, "scale-integration{divisor=255, bits=14, per=channel}")
+    assert op_of(after, "y").div.values.tolist() == [2**13 >> int(op_of(after, "y").shift.values[0]), 16]
+
+
+def test_the_bias_of_one_channel_does_not_make_another_coarse():
+    found = [
+        run(
+            laws([[100, 100]] * 2, Array.of([1]), Array.of(add), Array.of([4096])),
+            "scale-integration{divisor=255, per=channel}",
+        )
+        for add in ([2048, 2048], [2048, -3000 * 4096])
+    ]
+    first = [int(np.broadcast_to(shifts(op_of(m, "y").shift), (2,))[0]) for m in found]
+    assert first[0] == first[1]
+
+
+def test_hardware_takes_every_readout_whose_scale_is_guaranteed():
+    rng = np.random.default_rng(8)
+    for _ in range(40):
+        weights = rng.integers(-127, 128, (2, 3))
+        line = (("s", Linear(Array.of(weights), ONES), "x"), ("y", Integrate(Array.of(rng.integers(-9, 9, 2))), "s"))
+        module = network(*line, shape=(3,), encoding=Spikes(8, "bits", 0, 255, ONE))
+        after = run(module, "scale-integration{bits=9, sum_bits=20}")
+        held = accumulated(after.definitions["y"], after, analyse(after))
+        assert max(held.bits) <= 9
+
+
+def test_notes_bound_what_a_readout_misses_and_say_how_full_registers_are():
+    weights = [[1] * 40 + [16] * 64]
+    line = (("s", Linear(Array.of(weights), ONES), "x"), ("y", Integrate(), "s"))
+    module = network(*line, shape=(104,), encoding=Spikes(8, "bits", 0, 255, ONE))
+    context = Context(None, 0)
+    after = pipeline.run(module, pipeline.parse("scale-integration"), context)
+    r = int(shifts(op_of(after.module, "y").shift)[0])
+    x = np.zeros((8, 1, 104), dtype=np.int64)
+    for t in range(8):
+        wanted = 2 ** (r - 1 - (7 - t)) if r - 1 - (7 - t) >= 0 else 0  # half of what is lost of this frame
+        x[t, 0, 40 : 40 + wanted // 16] = 1
+        x[t, 0, : wanted % 16] = 1
+    exact, found = (interpreter.run(m, x)["y"].item() for m in (module, after.module))
+    missed = found - Fraction(exact, 2**r)
+    (note,) = after.journal[-1].notes
+    most = float(note.split(" to +")[1].split()[0])
+    assert 1.5 < missed <= most + 0.05
+    full = pipeline.run(
+        two_layers(), pipeline.parse(f"{FUSED}, scale-integration{{bits=14, r=data}}"), Context(images(40), 0)
+    )
+    assert all("states of the data fill" in line for line in full.journal[-1].notes)
+
+
+def test_pools_behind_concatenations_and_other_pools_become_neurons():
+    lines = [
+        *(("a", conv(2), "x"), ("b", Relu(), "a"), ("q", AvgPool((2, 2), (1, 1)), "b")),
+        *(("p", AvgPool((2, 1), (1, 1)), "q"), ("c", Concat(), "p p"), ("d", Flatten(), "c"), ("e", linear(2, 4), "d")),
+    ]
+    after = run(network(*lines), SPIKING.removesuffix(", "), images(9))
+    assert {"q.clip", "p.clip"} <= {node.result for node in ops_of(after, Requant)}
+    plain = run(
+        network(*lines), SPIKING.removesuffix(", ").replace("pools=on", 'pools=on, layers="net.[!qp]"'), images(9)
+    )
+    assert not {"q.clip", "p.clip"} & {node.result for node in ops_of(plain, Requant)}
