@@ -298,7 +298,14 @@ class _Walk:
             size = max(size, len(_pairs(op.mul.values, divisors(op.div))))
             exact = [_quotients(op, int(r), size)[c] for c, r in enumerate(np.broadcast_to(by, (size,)))]
             worst = max(abs(_whole(q) / q - 1) for q in exact)
-            self.notes[node.result] += f"; divisors {divisors(div).min()}..{divisors(div).max()} miss by {_text(worst)}"
+            note = (
+                self.notes[node.result]
+                .replace(": exact", ": no sum is rounded")
+                .replace(" bounded,", " but for divisors,")
+            )
+            self.notes[node.result] = (
+                f"{note}; divisors {divisors(div).min()}..{divisors(div).max()} miss by {_text(worst)}"
+            )
         return mul, add, div
 
     def _label(self, node: Node, by: Integers, found: list[tuple[Fraction, Fraction]], unit: str) -> str:
