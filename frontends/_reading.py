@@ -316,11 +316,11 @@ class Shaped(Generic[V]):
 
     def beside(self, op: Op, *operands: V) -> V:
         """Appends an op that prepares or completes the one that has the module's name."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each reader defines it
 
     def refuse(self, what: str, fix: str) -> SpirError:
         """The refusal of this call for a reason."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each reader defines it
 
     def reshaped(self, x: V, shape: Shape) -> V:
         """The same elements under another shape, as a step beside the op of this call."""
