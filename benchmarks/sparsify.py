@@ -15,7 +15,6 @@ are kept and not measured again: for a run that was cut off, not for another ver
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -31,7 +30,7 @@ from rich.table import Table
 import spir
 from benchmarks.data import Images, Labels, Samples, cifar10
 from benchmarks.networks import STORED
-from benchmarks.stem_exact import STEM, log, networks
+from benchmarks.stem_exact import STEM, log, networks, read, write
 from spir import driver, pipeline
 from spir.costs import synapses
 from spir.ir import Module
@@ -203,19 +202,6 @@ def show(found: list[Outcome]) -> Table:
     return table
 
 
-def read(path: Path) -> list[Outcome]:
-    """The outcomes that a file holds; none where it does not exist."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    return [Outcome(**row) for row in rows]
-
-
-def write(path: Path, found: list[Outcome]) -> None:
-    """Writes the outcomes, the whole file or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"rows": [attrs.asdict(o) for o in found]}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def main() -> int:
     """Prints the table, and what a search found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,7 +217,7 @@ def main() -> int:
         parser.error("--resume needs --json")
     every = (WHOLE, *ROUNDED, *COUNTED, *WINDOWED, *BOTH, f"max_drop={arguments.max_drop:g}")
     settings = every if arguments.settings is None else arguments.settings.split(";")
-    found = read(arguments.json) if arguments.resume else []
+    found = read(arguments.json, Outcome) if arguments.resume else []
     known = {o.key for o in found}
     for name in arguments.networks.split(","):
         subject = Subject.of(name, arguments.images, arguments.searched)

@@ -19,10 +19,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -54,6 +54,7 @@ LARGEST_BATCH = 50
 LOG_SECONDS = 30
 
 Classes = npt.NDArray[np.int64]
+Line = TypeVar("Line")
 
 
 def networks() -> dict[str, Callable[[], tuple[torch.nn.Module, Judged]]]:
@@ -239,13 +240,13 @@ def show(found: list[Outcome]) -> Table:
     return table
 
 
-def read(path: Path) -> list[Outcome]:
-    """The outcomes that a file holds; none where it does not exist."""
+def read(path: Path, kind: Callable[..., Line]) -> list[Line]:
+    """The outcomes of a kind that a file holds; none where it does not exist."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    return [Outcome(**row) for row in rows]
+    return [kind(**row) for row in rows]
 
 
-def write(path: Path, found: list[Outcome]) -> None:
+def write(path: Path, found: Sequence[Any]) -> None:
     """Writes the outcomes, the whole file or nothing."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps({"rows": [attrs.asdict(o) for o in found]}, indent=1) + "\n", encoding="utf-8")
@@ -264,7 +265,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.resume and not arguments.json:
         parser.error("--resume needs --json")
-    found = read(arguments.json) if arguments.resume else []
+    found = read(arguments.json, Outcome) if arguments.resume else []
     known = {o.key for o in found}
     refused = 0
     for name in arguments.networks.split(","):

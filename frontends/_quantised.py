@@ -31,7 +31,7 @@ from spir.frontends import _arithmetic as arithmetic
 from spir.frontends import _layers as layers
 from spir.frontends import _shapes as shapes
 from spir.frontends import _windows as windows
-from spir.frontends._reading import Shaped
+from spir.frontends._reading import Shaped, live
 from spir.frontends._trace import floats, holds, two_samples
 from spir.ir import Array, Module, Node, Op, Origin, Value, infer
 from spir.ops._linear import WeightedMap, channelwise
@@ -537,16 +537,6 @@ def _returned(value: Any) -> Any:
     while isinstance(value, tuple | list) and len(value) == 1:
         (value,) = value
     return value
-
-
-def live(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
-    """The nodes that the output needs."""
-    needed, found = {output}, []
-    for node in reversed(nodes):
-        if node.result in needed:
-            needed.update(node.operands)
-            found.append(node)
-    return tuple(reversed(found))
 
 
 # --- one call -----------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class Reading:
         found = sorted([*self.refusals, *self.misplaced()], key=lambda located: located[0])
         raise_all(refusal for _, refusal in found)
         assert isinstance(output, Value)  # else its refusal was raised
-        return Module(x, _live(self.nodes, output.name), output.name)
+        return Module(x, live(self.nodes, output.name), output.name)
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether a node that depends on the input looks at nothing but sizes, or does nothing at all."""
@@ -293,14 +293,14 @@ def _each(found: Found | None) -> tuple[Value, ...]:
     return found if isinstance(found, tuple) else () if found is None else (found,)
 
 
-def _live(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
+def live(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
     """The nodes that the output needs."""
-    needed, live = {output}, []
+    needed, found = {output}, []
     for node in reversed(nodes):
         if node.result in needed:
             needed.update(node.operands)
-            live.append(node)
-    return tuple(reversed(live))
+            found.append(node)
+    return tuple(reversed(found))
 
 
 # --- one call -----------------------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class ScaleIntegration(Pass):
             op: Any = node.op
             if scaled(op.shift):
                 raise error("type", f"%{node.result} is scaled already", from_=str(node.origin), fix="scale once")
-            whole = self.divisor is None or not isinstance(op, NeuronStem)
-            if not whole and (op.mul.values.ndim > 1 or op.mul.values.min() < 1):
+            divides = self.divisor is not None and isinstance(op, NeuronStem)
+            if divides and (op.mul.values.ndim > 1 or op.mul.values.min() < 1):
                 raise error(
                     "E-DIVISOR",
                     f"%{node.result} multiplies by {op.mul.values.min()}..{op.mul.values.max()}, one a "
@@ -186,9 +186,7 @@ class ScaleIntegration(Pass):
             )
         by = by if self.per == "channel" else by.max(keepdims=True)
         if self.divisor is not None and isinstance(node.op, NeuronStem):
-            quotients = [
-                _quotients(node.op, int(r), channels)[c] for c, r in enumerate(np.broadcast_to(by, (channels,)))
-            ]
+            quotients = _quotients(node.op, by, channels)
             least = quotients.index(min(quotients))
             if 2 * quotients[least] < 1:
                 raise error(
@@ -217,7 +215,8 @@ class ScaleIntegration(Pass):
         limit = 2 ** (self.bits - 1) - 1
         fits = []
         rows = np.broadcast_to(offset, (len(held.lo), *offset.shape[1:])).reshape(len(held.lo), -1)
-        for q, lo, hi, row in zip(_quotients(op, r, len(held.lo)), held.lo, held.hi, rows, strict=True):
+        quotients = _quotients(op, np.array([r]), len(held.lo))
+        for q, lo, hi, row in zip(quotients, held.lo, held.hi, rows, strict=True):
             d = _whole(q)
             inside = hi + row.max() * d <= limit and lo + row.min() * d >= -limit
             fits.append(d <= (self.divisor or 0) and d * 2 ** (op.bits - 1) <= limit and inside)
@@ -295,9 +294,7 @@ class _Walk:
         ]
         self.notes[node.result] = self._label(node, by, found, "codes")
         if limit is not None:
-            size = max(size, len(_pairs(op.mul.values, divisors(op.div))))
-            exact = [_quotients(op, int(r), size)[c] for c, r in enumerate(np.broadcast_to(by, (size,)))]
-            worst = max(abs(_whole(q) / q - 1) for q in exact)
+            worst = max(abs(_whole(q) / q - 1) for q in _quotients(op, by, size))
             note = (
                 self.notes[node.result]
                 .replace(": exact", ": no sum is rounded")
@@ -395,11 +392,15 @@ def _ratio(a: Any, b: Any) -> Any:
     return _each(lambda x, y: Fraction(int(x), int(y)), a, b)
 
 
-def _quotients(op: Any, r: int, channels: int) -> list[Fraction]:
-    """By what a sum in 2^r would be divided, were that to be done by one number: div / (mul 2^r)."""
+def _quotients(op: Any, by: Integers, channels: int) -> list[Fraction]:
+    """By what a sum in 2^r would be divided, were that to be done by one number: div / (mul 2^r), mul above 0.
+
+    One a channel, of which there are ``channels`` or as many as the law or ``by`` has.
+    """
     pairs = _pairs(op.mul.values, divisors(op.div))
-    found = [Fraction(d, m * 2**r) if m > 0 else Fraction(0) for m, d in pairs]
-    return found * (channels // len(found) or 1)
+    size = max(channels, len(pairs), len(by))
+    each = np.broadcast_to(by, (size,)).tolist()
+    return [Fraction(d, m * 2**r) for (m, d), r in zip(pairs * (size // len(pairs)), each, strict=True)]
 
 
 def _pairs(mul: NDArray[Any], div: Integers) -> list[tuple[int, int]]:
@@ -440,9 +441,7 @@ def divided(op: Any, by: Integers, steps: int) -> Law:
     offset = _ratio(op.add.values.astype(object), channelwise(divisors(op.div).astype(object), op.add.values.ndim))
     size = max(len(by), len(divisors(op.div)), len(op.mul.values), len(offset))
     each = np.broadcast_to(by, (size,))
-    pairs = _pairs(np.broadcast_to(op.mul.values, (size, *op.mul.values.shape[1:])), divisors(op.div))
-    exact = (Fraction(d, m * 2 ** int(r)) if m > 0 else Fraction(0) for (m, d), r in zip(pairs, each, strict=True))
-    whole = [_whole(q) for q in exact]
+    whole = [_whole(q) for q in _quotients(op, by, size)]
     rows = []
     for row, d, r in zip(np.broadcast_to(offset, (size, *offset.shape[1:])), whole, each, strict=True):
         mean = errors(int(r), steps)[1]

@@ -48,8 +48,8 @@ def test_settings_are_held_against_the_network_whose_spikes_all_stay():
 
 def test_what_was_measured_is_written_read_and_shown(tmp_path):
     path = tmp_path / "out.json"
-    assert sparsify.read(path) == []
+    assert sparsify.read(path, Outcome) == []
     sparsify.write(path, outcomes())
-    assert sparsify.read(path) == outcomes()
+    assert sparsify.read(path, Outcome) == outcomes()
     assert sparsify.show(outcomes()).row_count == 4
     assert outcomes()[1].key == ("lenet5", "rot=2", 20)
