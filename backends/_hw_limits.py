@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from spir.backends._hw_registers import (
 )
 from spir.errors import SpirError, error
 from spir.ir import Module, Node
+from spir.ops._accumulation import scaled
 from spir.ops._linear import LinearMap, WeightedMap
 from spir.ops._neuron import Neuron
 from spir.ops._threshold import divisors, products
@@ -61,7 +62,7 @@ def broken(module: Module, chip: Profile, registers: Registers, *, proved: bool)
     if proved:
         checks += [_sums(module, chip, registers), _states(module, chip, registers)]
     else:
-        checks += [_simulable(module, registers)]
+        checks += [_simulable(module, registers), _wrapping(module, chip, registers)]
     checks += _requants(module, chip, registers, proved=proved)
     for check in checks:
         yield from _first(list(check))
@@ -191,7 +192,7 @@ def _states(module: Module, chip: Profile, registers: Registers) -> Iterator[Ove
         train = module.types[node.operands[0]].train
         coded = isinstance(node.op, (NeuronStem, Integrate)) and train is not None and train.code == "bits"
         coded = coded and 4 <= chip.state_bits <= 63
-        scale = f", scale-integration{{bits={chip.state_bits}}} keeps states narrow" if coded else ""
+        scale = f", {_scaled(chip, node.op)} keeps states narrow" if coded else ""
         yield Over(
             node,
             f"{'the weight sum' if sums(node) else 'the accumulator'} of %{node.result} needs {bits} bits in channel "
@@ -219,6 +220,21 @@ def _simulable(module: Module, registers: Registers) -> Iterator[Over]:
         if what is not None:
             message = f"{what} of %{node.result} may leave the 64 bits that registers are simulated in"
             yield Over(node, message, "fewer bits for activations or weights, or narrower registers", code="E-VRANGE")
+
+
+def _wrapping(module: Module, chip: Profile, registers: Registers) -> Iterator[Over]:
+    """States that were scaled to fit a register, do not always, and turn their signs then."""
+    for node in _carriers(module):
+        op = node.op
+        loose = registers.overflow == "wrap" and (node.result, STATE) in registers.loose
+        if loose and isinstance(op, (NeuronStem, Integrate)) and scaled(op.shift):
+            yield Over(
+                node,
+                f"the state of %{node.result} is scaled, and may leave its {chip.state_bits} bits all the same: a "
+                "register that wraps turns its sign",
+                f"overflow=saturate, or {_scaled(chip, op)}",
+                code="E-CALIB-OVF",
+            )
 
 
 def _requants(module: Module, chip: Profile, registers: Registers, *, proved: bool) -> list[Iterable[Over]]:
@@ -349,7 +365,15 @@ class _Law:
 
 def _divided(chip: Profile) -> str:
     """The pass that divides in place of multiplying, for a state as wide as this."""
+    divisor = f", divisor={chip.largest_divisor}" if chip.requant == "divisor" else ""
+    return _by_pass_or_recipe(chip, divisor)
+
+
+def _scaled(chip: Profile, op: Any) -> str:
+    """The pass that keeps states within their registers for every input; an op that is scaled and exceeds it is not."""
+    return _by_pass_or_recipe(chip, ", r=guaranteed" * scaled(op.shift))
+
+
+def _by_pass_or_recipe(chip: Profile, more: str) -> str:
     bits = min(chip.state_bits, 63)
-    if chip.requant != "divisor" or (chip.largest_divisor or 0) > 65535:
-        return f"scale-integration{{bits={bits}}}"
-    return f"scale-integration{{bits={bits}, divisor={chip.largest_divisor}}}"
+    return f"scale-integration{{bits={bits}{more}}}, or @sdann{{accumulator={bits}{more}}}"

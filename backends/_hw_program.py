@@ -218,6 +218,11 @@ class Program:
         """See `spir.backend.Executable.run`."""
         return self.run_counting(x, keep)[0]
 
+    @property
+    def simulates(self) -> bool:
+        """See `spir.backend.Counting`."""
+        return bool(self.registers.overflow)
+
     def run_counting(self, x: Numbers, keep: str = "") -> tuple[dict[str, Stored], Counts]:
         """See `spir.backend.Counting`."""
         x = self.module.input.type.read(x)

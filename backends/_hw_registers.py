@@ -105,7 +105,7 @@ class Registers:
 
     Attributes:
         widths: bits of ``sum`` and ``state``.
-        overflow: saturate, wrap or error; any other word where nothing can overflow.
+        overflow: saturate, wrap or error; empty where nothing can overflow.
         offsets: whether the offset of a law is added in the state register, on chips without a multiplier.
         ranges: bounds of every value, of what registers keep where they may overflow.
         loose: the registers that no range proves wide enough; all others are wide enough for every input.

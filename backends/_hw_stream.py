@@ -116,6 +116,11 @@ class Stream:
         """See `spir.backend.Executable.run`; all samples of ``x`` go through the pipeline in a row."""
         return self.run_counting(x, keep)[0]
 
+    @property
+    def simulates(self) -> bool:
+        """See `spir.backend.Counting`."""
+        return self.program.simulates
+
     def run_counting(self, x: Numbers, keep: str = "") -> tuple[dict[str, Stored], Counts]:
         """See `spir.backend.Counting`."""
         module = self.program.module

@@ -36,6 +36,7 @@ from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.max_pool import MaxPool
 from spir.ops.mix import Mix
+from spir.ops.neuron_stem import NeuronStem
 from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.options import option
@@ -293,6 +294,8 @@ def _unfit(node: Node, module: Module) -> tuple[str, str] | None:
     """Why a node cannot run, and the way out."""
     op, types = node.op, (node.type, *module.operand_types(node))
     if isinstance(op, Neuron):
+        if isinstance(op, NeuronStem) and scaled(op.shift):
+            return f"{op.name} scales every frame (r > 0): its trains do not follow from sums", "backend serial or hw"
         if op.triple is None:
             return f"{op.name} has no count law: its trains do not follow from sums", "fuse-parallel, or backend serial"
         return None

@@ -1,7 +1,7 @@
 """SDANN on narrow registers: what overflow does, what scaled integration costs, and what spikes and MACs cost.
 
     SPIR_DATA=path/to/data python -m benchmarks.sdann [--tables overflow,scaled,energy] [--networks resnet20,...]
-        [--images N] [--json out.json]
+        [--images N] [--codes 8,7,6] [--json out.json]
 
 Networks are calibrated as in `benchmarks.stem_exact`, which also measures that without scaled integration spikes equal
 the integer network (``python -m benchmarks.stem_exact --passes '@sdann' --backends 'serial;hw'``).
@@ -10,7 +10,8 @@ the integer network (``python -m benchmarks.stem_exact --passes '@sdann' --backe
   against a plain recount on 64-bit integers of what every layer read.
 * ``scaled``: `scale-integration` to 16 bits, r guaranteed and from the data, a layer and a channel: accuracy, top-1
   agreement with the wide network, the error of every layer in steps of its codes, and the overflows that the simulated
-  registers counted.
+  registers counted. ``--codes`` are bits of codes, beside weights of 8: errors are those against the wide network of as
+  many bits, agreement and difference those against the wide network of 8.
 * ``energy``: spikes, synaptic operations and MACs of the wide network, and the energy of both.
 
 Lines are written to ``--json`` as soon as they are known; what is there already is not measured again.
@@ -33,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 import spir
-from benchmarks.stem_exact import Subject, log, logged
+from benchmarks.stem_exact import BATCH_BYTES, Subject, log, logged
 from spir.backend import Counting
+from spir.batches import bytes_of
 from spir.driver import backend_of
 from spir.ir import Module, Node
 from spir.ops._accumulation import shifts, terms
@@ -49,20 +51,22 @@ Line = dict[str, Any]
 NETWORKS = ("lenet5", "resnet20", "resnet32", "convnetjs", "mobilenet_025", "mobilenet_05", "squeezenet")
 WAYS = ("r=guaranteed", "r=guaranteed, per=channel", "r=data", "r=data, per=channel")
 BITS = 16
+CODES = 8
 BATCH = 20
 
 
-def wide(subject: Subject) -> spir.driver.Compiled:
-    """The network on registers of 64 bits."""
-    return spir.compile(subject.model, "@sdann", data=subject.calibration, backend="hw", check="off")
+def wide(subject: Subject, codes: int = CODES) -> spir.driver.Compiled:
+    """The network on registers of 64 bits, with codes of so many."""
+    passes = f"@sdann{{bits={codes}, weights={CODES}}}"
+    return spir.compile(subject.model, passes, data=subject.calibration, backend="hw", check="off")
 
 
-def counted(module: Module, x: npt.NDArray[Any], overflow: str, keep: str) -> Iterator[tuple[Line, Any]]:
+def counted(module: Module, x: npt.NDArray[Any], overflow: str, keep: str, batch: int) -> Iterator[tuple[Line, Any]]:
     """What the registers of 16 bits make of the images, batch by batch, and what they did not hold."""
     ready = backend_of(f"hw{{accumulator={BITS}, overflow={overflow}}}").prepare(module)
     assert isinstance(ready, Counting)  # hw is
-    for start in range(0, len(x), BATCH):
-        yield ready.run_counting(x[start : start + BATCH], keep)
+    for start in range(0, len(x), batch):
+        yield ready.run_counting(x[start : start + batch], keep)
 
 
 def narrow(values: npt.NDArray[Any], overflow: str) -> Integers:
@@ -101,7 +105,7 @@ def overflowing(subject: Subject, modes: tuple[str, ...]) -> Iterator[Line]:
         begin, classes = time.perf_counter(), []
         layers: dict[str, tuple[int, ...]] = {}
         progress = logged(f"{subject.name} {overflow}", len(subject.x))
-        for stored, missed in counted(module, subject.x, overflow, "*"):
+        for stored, missed in counted(module, subject.x, overflow, "*", BATCH):
             classes.append(stored[module.output].reshape(len(stored[module.output]), -1).argmax(axis=1))
             for node in module.nodes:
                 found = tuple(int(np.sum(missed.get((node.result, kind), 0))) for kind in ("sum", "state"))
@@ -158,9 +162,10 @@ def witnessed(module: Module) -> tuple[int, int, int]:
     return driven, attained, beyond
 
 
-def scaled(subject: Subject, ways: tuple[str, ...]) -> Iterator[Line]:
+def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line]:
     """Registers of 16 bits, and sums that are scaled to fit."""
-    snn = wide(subject)
+    snn = wide(subject, codes)
+    whole = None if codes == CODES else wide(subject)(subject.x).argmax(axis=1)
     neurons = [n.result for n in snn.module.nodes if isinstance(n.op, NeuronStem)]
     for way in ways:
         begin = time.perf_counter()
@@ -169,12 +174,15 @@ def scaled(subject: Subject, ways: tuple[str, ...]) -> Iterator[Line]:
         driven, attained, beyond = witnessed(module)
         log(f"{subject.name} {way}: scaled; {attained} of {driven} bounds attained, {beyond} overflow")
         pattern = "|".join([*neurons, module.output])
-        exact, ready = backend_of("hw").prepare(snn.module), counted(module, subject.x, "saturate", pattern)
+        exact = backend_of("hw").prepare(snn.module)
+        held = 2 * bytes_of(m.types[name] for m in (snn.module, module) for name in neurons)
+        batch = max(1, min(BATCH, BATCH_BYTES // (held + 2 * exact.bytes_per_sample)))
+        ready = counted(module, subject.x, "saturate", pattern, batch)
         classes: list[tuple[Integers, Integers]] = []
         missed, misses = 0, {name: np.zeros(4) for name in neurons}
         progress = logged(f"{subject.name} {way}", len(subject.x))
-        for start, (stored, lost) in zip(range(0, len(subject.x), BATCH), ready, strict=True):
-            wanted = exact.run(subject.x[start : start + BATCH], pattern)
+        for start, (stored, lost) in zip(range(0, len(subject.x), batch), ready, strict=True):
+            wanted = exact.run(subject.x[start : start + batch], pattern)
             pair = [
                 m.types[m.output].decode(s[m.output]).reshape(len(s[m.output]), -1).argmax(axis=1)
                 for m, s in ((snn.module, wanted), (module, stored))
@@ -187,14 +195,16 @@ def scaled(subject: Subject, ways: tuple[str, ...]) -> Iterator[Line]:
                 misses[name] += change.size, change.sum(), (change > 0).sum(), 0
                 misses[name][3] = max(misses[name][3], change.max())
             progress(sum(len(a) for a, _ in classes))
-        old, new = (np.concatenate(side) for side in zip(*classes, strict=True))
+        own, new = (np.concatenate(side) for side in zip(*classes, strict=True))
+        old = own if whole is None else whole
         difference = (new == subject.y).astype(float) - (old == subject.y)
         worst = max(neurons, key=lambda name: misses[name][1] / misses[name][0])
         yield {
             "network": subject.name,
             "way": way,
+            "codes": codes,
             "images": len(subject.x),
-            "accuracy": 100 * float((old == subject.y).mean()),
+            "accuracy": 100 * float((own == subject.y).mean()),
             "scaled": 100 * float((new == subject.y).mean()),
             "difference": 100 * float(difference.mean()),
             "standard_error": 100 * float(difference.std() / math.sqrt(len(difference))),
@@ -227,6 +237,20 @@ def energies(subject: Subject) -> Iterator[Line]:
     }
 
 
+def measured(subject: Subject, table: str, asked: argparse.Namespace, known: set[Any]) -> Iterator[Line]:
+    """The lines of a table that are asked for and not known."""
+    match table:
+        case "overflow":
+            if modes := tuple(mode for mode in ("saturate", "wrap") if (table, mode, None) not in known):
+                yield from overflowing(subject, modes)
+        case "scaled":
+            for codes in map(int, asked.codes.split(",")):
+                if ways := tuple(way for way in asked.ways.split(";") if (table, way, codes) not in known):
+                    yield from scaled(subject, ways, codes)
+        case "energy" if (table, table, None) not in known:
+            yield from energies(subject)
+
+
 def show(lines: list[Line], columns: dict[str, str], title: str) -> Table:
     """Lines as a table; columns by their format."""
     table = Table(title=f"{title}; load {os.getloadavg()[0]:.1f}")
@@ -245,6 +269,7 @@ TABLES: dict[str, dict[str, str]] = {
         "scaled": (
             *_JUDGED,
             *(
+                "codes:d",
                 "scaled:.2f",
                 "difference:+.2f",
                 "standard_error:.2f",
@@ -270,26 +295,17 @@ def main() -> int:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--ways", default=";".join(WAYS))
+    parser.add_argument("--codes", default=str(CODES), help="bits of the codes of `scaled`, separated by commas")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     lines: list[Line] = []
     if asked.json is not None and asked.json.exists():
         lines = json.loads(asked.json.read_text())
     for name in asked.networks.split(","):
+        subject = Subject.of(name, asked.images)
+        known = {(o["table"], o["way"], o.get("codes")) for o in lines if o["network"] == name}
         for table in asked.tables.split(","):
-            known = {(o["table"], o["network"], o["way"]) for o in lines}
-            ways = tuple(way for way in asked.ways.split(";") if ("scaled", name, way) not in known)
-            modes = tuple(mode for mode in ("saturate", "wrap") if ("overflow", name, mode) not in known)
-            subject = Subject.of(name, asked.images)
-            if table == "overflow" and modes:
-                made = overflowing(subject, modes)
-            elif table == "scaled" and ways:
-                made = scaled(subject, ways)
-            elif table == "energy" and ("energy", name, "energy") not in known:
-                made = energies(subject)
-            else:
-                continue
-            for line in made:
+            for line in measured(subject, table, asked, known):
                 lines.append({"table": table, **line})
                 if asked.json is not None:
                     asked.json.write_text(json.dumps(lines, indent=1) + "\n")

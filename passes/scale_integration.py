@@ -54,7 +54,7 @@ class ScaleIntegration(Pass):
     r: str = option("guaranteed", "from proved bounds, or from the data", one_of=("guaranteed", "data"))
     per: str = option("layer", "one r a layer, or one a channel", one_of=("layer", "channel"))
     overflow: str = option("saturate", "what the accumulator does", one_of=("saturate", "wrap"))
-    divisor: int | None = option(None, "the largest divisor of a chip without multiplier: 255", ge=1, le=65535)
+    divisor: int | None = option(None, "the largest divisor of a chip without multiplier: 255", ge=1, le=2**31 - 1)
 
     def contract(self) -> Contract:
         """Bounded per neuron; what it does to the network is measured."""
@@ -89,7 +89,12 @@ class ScaleIntegration(Pass):
         for node in nodes:
             op: Any = node.op
             if scaled(op.shift):
-                raise error("type", f"%{node.result} is scaled already", from_=str(node.origin), fix="scale once")
+                raise error(
+                    "type",
+                    f"%{node.result} is scaled already",
+                    from_=str(node.origin),
+                    fix="scale once: its options go to the clause that did it, or to @sdann{accumulator=16, r=...}",
+                )
             divides = self.divisor is not None and isinstance(op, NeuronStem)
             if divides and (op.mul.values.ndim > 1 or op.mul.values.min() < 1):
                 raise error(

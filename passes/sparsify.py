@@ -144,6 +144,12 @@ class Sparsify(Pass):
             raise error("type", f"{self.name}: an output of shape {list(out)} has no top-1", fix="rot=, drlo=")
         some = slice(self.images)
         labels = None if context.labels is None else context.labels[some]
+        if labels is not None and not 0 <= labels.min() <= labels.max() < out[0]:
+            raise error(
+                "data",
+                f"{self.name}: labels are {labels.min()}..{labels.max()}, and the network tells {out[0]} classes apart",
+                fix="give classes from 0 on, or data without labels",
+            )
         search = Search(
             *(module, free, self.mode, context.data[some], labels, context),
             made=lambda settings: self._thinned(module, settings),

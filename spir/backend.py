@@ -55,6 +55,10 @@ class Counting(Executable, Protocol):
     def run_counting(self, x: NDArray[Any], keep: str = "") -> tuple[dict[str, Stored], Overflows]:
         """As `run`, with the overflows of the same run; counts of batches add up to those of all samples."""
 
+    @property
+    def simulates(self) -> bool:
+        """Whether registers may overflow; else ranges prove that none does, for any input."""
+
 
 @runtime_checkable
 class Steered(Executable, Protocol):

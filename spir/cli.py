@@ -28,7 +28,7 @@ from spir import artifact, difference, driver, options, pipeline, store
 from spir.discovery import find, names
 from spir.errors import SpirError, error
 from spir.ir import Module
-from spir.profile import Profile
+from spir.profile import HOME, Profile, profiles
 from spir.report import measured
 from spir.text import parse, show
 
@@ -140,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("backend", metavar="BACKEND", help="such as serial, or 'hw{collapse=off}'")
     sub.add_argument("--examples", type=int, default=40, help="how many random modules")
 
-    sub = command("list", _list, "Lists passes, backends, frontends, ops or recipes with their options.")
-    sub.add_argument("kind", choices=KINDS)
+    sub = command("list", _list, "Lists passes, backends, frontends, ops or recipes with their options; or profiles.")
+    sub.add_argument("kind", choices=(*KINDS, "profiles"))
     return top
 
 
@@ -294,6 +294,8 @@ def _check(arguments: argparse.Namespace) -> Result:
 
 
 def _list(arguments: argparse.Namespace) -> Result:
+    if arguments.kind == "profiles":
+        return _chips()
     rows, lines = [], []
     for name in names(arguments.kind):
         owner = find(arguments.kind, name)
@@ -308,6 +310,18 @@ def _list(arguments: argparse.Namespace) -> Result:
         for label, o in known.items():
             lines.append(f"{'':<22}{label}={o['default']}: {o['doc']}" + f" ({o['values']})" * bool(o["values"]))
     return Result("\n".join(lines), {"schema": "spir-list/1", "kind": arguments.kind, "entries": rows})
+
+
+def _chips() -> Result:
+    """The profiles, with their figures; guesses are marked."""
+    chips = {name: Profile.load(name) for name in profiles()}
+    rows = [{"name": name, "file": str(HOME / f"{name}.toml"), **chip.figures} for name, chip in chips.items()]
+    lines = []
+    for name, chip in chips.items():
+        shown = (f"{label}={value}" + " (assumed)" * (label in chip.assumed) for label, value in chip.figures.items())
+        lines.append(f"{name:<20} {', '.join(shown)}")
+    text = "\n".join([*lines, f"files: {HOME}"])
+    return Result(text, {"schema": "spir-list/1", "kind": "profiles", "entries": rows})
 
 
 def _model(text: str, weights: str | None) -> Any:

@@ -224,8 +224,12 @@ class Compiled:
         chip = asked if asked is None or isinstance(asked, Profile) else Profile.load(str(asked))
         batch = self._batch(x)
         counter = report.Counter(self.module)
-        for part in self._runs(batch, counter.keep):
-            counter.add({name: t.stored for name, t in part.items()})
+        ready = self.executable
+        for part in cut(self.module, batch, _at_once(ready, self.module, counter.keep)):
+            if isinstance(ready, Counting) and ready.simulates:
+                counter.add(*ready.run_counting(part, counter.keep))
+            else:
+                counter.add(ready.run(part, counter.keep))
         samples, name = count(self.module, batch), str(self.backend.name)
         if chip is None:
             return counter.finish(samples, self.journal, self.source, name)
@@ -237,14 +241,19 @@ class Compiled:
         """How often registers overflow on ``x``, by value and register; empty where none does.
 
         Raises:
-            SpirError[data]: an input of the wrong shape or type. SpirError[E-ISUM], SpirError[E-VRANGE]: the first
-                overflow, where the backend's options call it an error.
+            SpirError[usage]: a backend without registers. SpirError[data]: an input of the wrong shape or type.
+            SpirError[E-ISUM], SpirError[E-VRANGE]: the first overflow, where the backend's options call it an error.
         """
         batch, ready, total = self._batch(x), self.executable, dict[tuple[str, str], NDArray[np.int64]]()
-        if isinstance(ready, Counting):
-            for part in cut(self.module, batch, _at_once(ready, self.module, "")):
-                for register, counts in ready.run_counting(part)[1].items():
-                    total[register] = total.get(register, 0) + counts
+        if not isinstance(ready, Counting):
+            raise error(
+                "usage",
+                f"{self.backend.name} has no registers that could overflow",
+                fix='backend="hw{accumulator=16, overflow=saturate}"',
+            )
+        for part in cut(self.module, batch, _at_once(ready, self.module, "")) if ready.simulates else ():
+            for register, counts in ready.run_counting(part)[1].items():
+                total[register] = total.get(register, 0) + counts
         return total
 
     def save(self, path: str | Path) -> None:
@@ -306,8 +315,8 @@ def compile(  # noqa: A001 - the word of the field
     Args:
         model: a trained `torch.nn.Module` (it comes back as it was), or a `spir.ir.Module`.
         passes: pipeline text such as ``"@stem{bits=8}"``, or a list of texts and passes.
-        data: calibration inputs, model-ready, read once: array, tensor, DataLoader or iterable of ``x`` or ``(x, y)``;
-            ``y`` are classes, which passes that measure accuracy read.
+        data: calibration inputs, model-ready, read once: array, tensor, DataLoader or iterable of ``x`` or ``(x, y)``,
+            or one pair ``(x, y)``; ``y`` are classes, which passes that measure accuracy read.
         example: one batch that fixes the input shape; the first of ``data`` by default.
         backend: text such as ``"hw{collapse=off}"``.
         frontend: the frontend's name, or ``auto``.
@@ -372,7 +381,11 @@ def load(path: str | Path, backend: str | Backend | None = None) -> Compiled:
         SpirError[artifact]: not an artifact, a newer one, or a damaged one. SpirError[io]: it cannot be read.
     """
     saved = artifact.read(Path(path))
-    chosen = backend if isinstance(backend, Backend) else backend_of(backend or saved.backend)
+    if backend is None:
+        with located(also=f"{path} was saved for {saved.backend}; any other backend may be named to run it"):
+            chosen = backend_of(saved.backend)
+    else:
+        chosen = backend if isinstance(backend, Backend) else backend_of(backend)
     return Compiled(saved.module, chosen, saved.journal, (), saved.source, chosen.prepare(saved.module))
 
 
@@ -443,6 +456,8 @@ def _gathered(data: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
                 f"data is of type {type(data).__name__}",
                 fix="give an array, a tensor, a DataLoader or an iterable",
             ) from None
+        if isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
+            given = iter([data])
         batches = []
         for batch in given:
             pair = isinstance(batch, (tuple, list)) and batch
@@ -456,7 +471,7 @@ def _gathered(data: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
             raise error(
                 "data",
                 f"batches of the calibration data have shapes {found}",
-                fix="give batches [N, *shape] of one shape",
+                fix="give batches [N, *shape] of one shape; a pair (x, y) has one class number for each sample",
             )
         whole = np.concatenate(batches)
     if whole.ndim < 2 or not whole.size:
@@ -467,6 +482,12 @@ def _gathered(data: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         raise error("data", "the calibration data holds NaN or infinite values", fix="check the preprocessing")
     classes = [batch for batch in labels if batch is not None]
     return whole, np.concatenate(classes) if classes and len(classes) == len(labels) else None
+
+
+def _is_pair(x: Any, y: Any) -> bool:
+    """Whether these are inputs with a class for each, and not two batches."""
+    known = _is_tensor(x) or isinstance(x, np.ndarray)
+    return known and x.ndim > 1 and _classes(y, _array(x, "the data")) is not None
 
 
 def _classes(y: Any, x: NDArray[Any]) -> NDArray[np.int64] | None:

@@ -141,6 +141,11 @@ class Profile:
         raise_all(_of_kind(self))
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """What is stated, by name; a limit that is none, and a price that is not known, are left out."""
+        return attrs.asdict(self, filter=lambda a, value: a.name not in ("name", "source") and value is not None)
+
+    @property
     def assumed(self) -> tuple[str, ...]:
         """The figures that are guesses."""
         return tuple(name for name, text in self.source.items() if text.startswith(ASSUMED))

@@ -9,7 +9,9 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
+from spir.backend import Overflows
 from spir.costs import (
     KIB,
     PAPER,
@@ -106,6 +108,16 @@ class Readout:
 
 
 @attrs.frozen
+class Overflow:
+    """A register that was given what it does not hold: of which value, in how many channels, how often a sample."""
+
+    value: str
+    register: str
+    channels: int
+    times: float
+
+
+@attrs.frozen
 class Report:
     """Measured on ``samples`` inputs; one JSON schema, see `json`. Figures are those of one sample.
 
@@ -127,6 +139,7 @@ class Report:
     additions: int
     memory: Memory
     registers: Registers | None
+    overflows: tuple[Overflow, ...] | None
     energies: tuple[Energy, ...]
     coverage: Mapping[str, int]
     spiking: tuple[str, ...]
@@ -342,6 +355,9 @@ class Report:
             guessed = f" (assumed: {', '.join(r.assumed)})" * bool(r.assumed)
             held = f"sums in {r.sum_bits} bits and states in {r.state_bits}{guessed}"
             lines.append(f"room: {r.owner} holds {held}, less the proved need")
+        if self.overflows is not None:
+            found = (f"{o.value} {o.register} {o.times:.1f} in {o.channels} channels" for o in self.overflows)
+            lines.append(f"overflows: {'; '.join(found) or 'none on these samples'}")
         return lines
 
     def _priced(self) -> list[str]:
@@ -390,7 +406,8 @@ def _draw(figure: Any, layers: tuple[Layer, ...]) -> None:
     left.set_yticks(range(len(layers)), [layer.value for layer in layers], fontsize=8)
     left.set_xlabel("frame; of bits 0 is the most significant")
     left.xaxis.get_major_locator().set_params(integer=True)
-    figure.colorbar(shown, ax=left, label="spikes a neuron", fraction=0.04, pad=0.02, aspect=max(12, len(layers)))
+    size = {"fraction": 0.04, "pad": 0.02, "aspect": max(12, len(layers))}
+    figure.colorbar(shown, ax=left, label="firing rate: spikes a neuron, by frame", **size)
     right.barh(range(len(layers)), [layer.spikes for layer in layers], color="tab:gray")
     right.set_xlabel("spikes a sample")
 
@@ -460,14 +477,19 @@ class Counter:
         self._spikes = {name: np.zeros(t.shape, dtype=np.int64) for name, t in self._trains.items()}
         self._frames = {name: np.zeros(t.steps, dtype=np.int64) for name, t in self._trains.items()}
         self._negative = dict.fromkeys(self._spikes, 0)
+        self._overflows: dict[tuple[str, str], NDArray[np.int64]] | None = None
 
     @property
     def keep(self) -> str:
         """The pattern of the values to look at."""
         return "|".join(self._trains)
 
-    def add(self, stored: Mapping[str, Stored]) -> None:
-        """One batch of stored trains."""
+    def add(self, stored: Mapping[str, Stored], overflows: Overflows | None = None) -> None:
+        """One batch of stored trains, and what registers did not hold, where those are simulated."""
+        if overflows is not None:
+            self._overflows = self._overflows or {}
+            for register, counts in overflows.items():
+                self._overflows[register] = self._overflows.get(register, 0) + counts
         for name, total in self._spikes.items():
             spikes = np.abs(stored[name]).sum(axis=1, dtype=np.int64)
             total += spikes.sum(axis=0)
@@ -516,6 +538,7 @@ class Counter:
             additions(self._module),
             memory(self._module, sum(map(self._held, [*self._neurons(), *ends]))),
             registers,
+            self._overflown(samples),
             (),
             dict(sorted(kinds.items())),
             *_activations(self._module),
@@ -530,6 +553,16 @@ class Counter:
             source=source,
         )
         return attrs.evolve(found, energies=_energies(found, prices)) if layers else found
+
+    def _overflown(self, samples: int) -> tuple[Overflow, ...] | None:
+        """By value and register, in order of the module."""
+        if self._overflows is None:
+            return None
+        order = {name: place for place, name in enumerate(self._module.types)}
+        return tuple(
+            Overflow(*register, int((counts > 0).sum()), int(counts.sum()) / samples)
+            for register, counts in sorted(self._overflows.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+        )
 
     def _accumulator(self, name: str) -> Node | None:
         """The op that adds up the current behind a train; None where the train was made of integers without one."""

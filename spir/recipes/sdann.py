@@ -30,9 +30,9 @@ class Sdann(Recipe):
     accumulator: int | None = option(None, "bits of sums and states: 16", ge=4, le=63)
     r: str | None = option(None, "scales from proved bounds, or from the data", one_of=("guaranteed", "data"))
     per: str | None = option(None, "one scale a layer, or one a channel", one_of=("layer", "channel"))
-    divisor: int | None = option(None, "the largest divisor of a chip without multiplier: 255", ge=1, le=65535)
-    rot: int | None = option(None, "low bits that RoT rounds away", ge=1, le=15)
-    drlo: int | None = option(None, "spikes or bits of a train that DRLO keeps", ge=1, le=16)
+    divisor: int | None = option(None, "the largest divisor of a chip without multiplier: 255", ge=1, le=2**31 - 1)
+    rot: int = option(0, "low bits that RoT rounds away; 0 is off", ge=0, le=15)
+    drlo: int = option(0, "spikes of a train that DRLO keeps; 0 is off", ge=0, le=16)
     max_drop: float | None = option(None, "the accuracy that sparse spikes may cost, in points", ge=0, le=100)
 
     def __attrs_post_init__(self) -> None:
@@ -58,8 +58,8 @@ class Sdann(Recipe):
             passes.append(_clause("calibrate-bias", register=self.accumulator))
             given = {"bits": self.accumulator, "r": self.r, "per": self.per, "divisor": self.divisor}
             passes.append(_clause("scale-integration", **given))
-        if any(given is not None for given in (self.rot, self.drlo, self.max_drop)):
-            passes.append(_clause("sparsify", rot=self.rot, drlo=self.drlo, max_drop=self.max_drop))
+        if self.rot or self.drlo or self.max_drop is not None:
+            passes.append(_clause("sparsify", rot=self.rot or None, drlo=self.drlo or None, max_drop=self.max_drop))
         return ", ".join(passes)
 
 

@@ -266,6 +266,7 @@ def test_a_pass_that_comes_too_late_changes_nothing(net, extra):
 FORM = "give an array, a tensor, a DataLoader or an iterable"
 SHAPE = "give samples [N, *shape], N >= 1"
 ONE = "give batches [N, *shape] of one shape"
+PAIRS = f"{ONE}; a pair (x, y) has one class number for each sample"
 NUMBERS = "give a float array or tensor"
 DENSE = "give a dense float32 array or tensor"
 DATA = {
@@ -292,15 +293,15 @@ DATA = {
     "ragged batches": (
         lambda: [X, X[:, :, :3]],
         "batches of the calibration data have shapes [6, 1, 3, 4], [6, 1, 4, 4]",
-        ONE,
+        PAIRS,
     ),
     "a pair in place of pairs": (
         lambda: (X, np.zeros(6)),
         "batches of the calibration data have shapes [6, 1, 4, 4], [6]",
-        ONE,
+        PAIRS,
     ),
-    "empty pairs": (lambda: [()], "batches of the calibration data have shapes [0]", ONE),
-    "labels first": (lambda: [(np.zeros(6), X)], "batches of the calibration data have shapes [6]", ONE),
+    "empty pairs": (lambda: [()], "batches of the calibration data have shapes [0]", PAIRS),
+    "labels first": (lambda: [(np.zeros(6), X)], "batches of the calibration data have shapes [6]", PAIRS),
     "nan": (lambda: X * np.nan, "the calibration data holds NaN or infinite values", "check the preprocessing"),
     "one infinity": (
         lambda: [X, np.where(np.arange(96).reshape(X.shape) == 95, np.inf, X)],

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import spir
 from spir import cli, driver, store
 from spir.contracts import Exact
 from spir.errors import SpirError
+from spir.profile import HOME, Profile, profiles
 from spir.rewriting import Pass
 from spir.text import parse
 
@@ -159,6 +161,35 @@ def test_run_reports_on_a_chip(here, saved, call):
     assert "  darwin3: press release on Darwin3" in call(*arguments)[1]
     assert "there is no profile 'darwin4'" in fails(call, 3, *arguments[:-1], "darwin4")
     assert "add --report" in fails(call, 2, "run", "net", "--data", "d.npz", "--profile", "darwin3")
+
+
+def test_chips_are_listed_with_their_figures_and_guesses(call):
+    code, out, _ = call("list", "profiles")
+    found = json.loads(call("list", "profiles", "--json")[1])
+    assert code == 0
+    assert [e["name"] for e in found["entries"]] == profiles() == [line.split(" ")[0] for line in out.splitlines()[:-1]]
+    assert "darwin3              weight_bits=8, sum_bits=16, state_bits=16" in out
+    assert "largest_divisor=255 (assumed)" in out
+    assert all(Profile.load(e["file"]).figures.items() <= e.items() for e in found["entries"])
+
+
+def test_a_chip_of_ones_own_is_a_path_and_a_saved_network_says_which_it_was_for(here, saved, call):
+    (here / "chips").mkdir()
+    (here / "chips" / "mine.toml").write_text((HOME / "ideal.toml").read_text())
+    spir.compile(driver.load(saved).module, "", backend="hw{profile=./chips/mine.toml}").save(here / "net")
+    assert call("run", "net", "--data", "d.npz")[0] == 0
+    (here / "chips" / "mine.toml").unlink()
+    with pytest.raises(SpirError) as caught:
+        driver.load(here / "net")
+    assert 'net was saved for hw{profile="./chips/mine.toml"}; any other backend' in str(caught.value)
+    assert driver.load(here / "net", "serial")(X).shape[0] == len(X)
+
+
+def test_a_report_lists_what_registers_did_not_hold(saved, call):
+    arguments = ("run", "net", "--data", "d.npz", "--report", "--backend", "hw{accumulator=8, overflow=saturate}")
+    (first, *_) = json.loads(call(*arguments, "--json")[1])["report"]["overflows"]
+    assert first["times"] > 0
+    assert f"overflows: {first['value']} {first['register']} {first['times']:.1f} in" in call(*arguments)[1]
 
 
 def test_arrays_may_be_named(here, saved, call):

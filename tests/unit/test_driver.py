@@ -216,6 +216,9 @@ FORMS = {
     "loader of x": lambda: DataLoader(torch.from_numpy(X), batch_size=2),
     "list of arrays": lambda: [X[:5], X[5:]],
     "list of pairs": lambda: [[X[:5], LABELS[:5]], (X[5:], LABELS[5:])],
+    "one pair": lambda: (X, np.arange(9)),
+    "pair of tensors": lambda: (torch.from_numpy(X), torch.arange(9)),
+    "two batches": lambda: (X[:5], X[5:]),
     "generator": lambda: (X[i : i + 1] for i in range(9)),
     "iterable": Counting,
 }

@@ -135,7 +135,8 @@ def test_every_neuron_keeps_its_state_in_the_register(chip, name, mode):
     for module in corners(name):
         width = int(rng.integers(3, 8))
         x = probing_input(module, 1)
-        stored, overflows = Hw(profile=chip(state_bits=width), overflow=mode).prepare(module).run_counting(x, "*")
+        backend = Hw(profile=chip(state_bits=width), overflow=mode)  # prepare refuses scaled states that may wrap
+        stored, overflows = backend.build(module).run_counting(x, "*")
         recount = Recount(module, 64, width, mode)
         found = recount.run(x)
         assert flat(overflows) == dict(recount.counts)
@@ -341,7 +342,7 @@ FIXES = {
     "shift after": "propagate-scales{grid=shift}",
     "divisor without multiplier": "scale-integration{bits=63, divisor=5}",
     "divisor": "scale-integration{bits=63, divisor=5}",
-    "threshold": "scale-integration{bits=4, divisor=5}, or fewer bits of codes",
+    "threshold": "scale-integration{bits=4, divisor=5}, or @sdann{accumulator=4, divisor=5}, or fewer bits of codes",
     "shift": "no pass makes all steps powers of two",
     "shift by": "no pass makes all steps powers of two",
 }
@@ -486,9 +487,34 @@ def test_a_compiled_network_tells_its_overflows(chip):
     halves = [flat(snn.overflows(part)) for part in (x[:5], x[5:])]
     assert flat(found) == {k: sum(h.get(k, 0) for h in halves) for k in halves[0] | halves[1]}
     assert not spir.compile(snn.module, [], backend="hw").overflows(x)
-    assert not spir.compile(snn.module, [], backend=Serial()).overflows(x)
+    with pytest.raises(SpirError, match=r"\[usage\]: serial has no registers that could overflow"):
+        spir.compile(snn.module, [], backend=Serial()).overflows(x)
+    told = snn.report(x).overflows
+    counted = {(o.value, o.register): (o.channels, round(o.times * len(x))) for o in told}
+    assert counted == {k: (int((v > 0).sum()), int(v.sum())) for k, v in found.items()}
+    assert f"{told[0].value} {told[0].register} {told[0].times:.1f} in" in str(snn.report(x))
+    assert spir.compile(snn.module, [], backend="hw").report(x).overflows is None
     with pytest.raises(SpirError, match=r"E-ISUM|E-VRANGE"):
         spir.compile(snn.module, [], backend=Hw(profile=narrow))
     failing = spir.compile(snn.module, [], backend=Hw(profile=narrow, overflow="error"))
-    with pytest.raises(SpirError, match="at step"):
-        failing(x)
+    for run in (failing, failing.overflows, failing.report):
+        with pytest.raises(SpirError, match="at step"):
+            run(x)
+
+
+def test_scaled_states_that_may_leave_their_register_do_not_run_where_it_wraps(chip):
+    stem = NeuronStem(4, Array.of([1]), Array.of([2]), 4, 1.0, shift=2)
+    module = module_of(bits(4), ("l", linear([3]), "x"), ("n", stem, "l"))
+    full = np.ones((4, 1, 1), dtype=np.int64)
+    profile = chip(state_bits=5)  # 6 + 3 + 2 + 1 fits
+    assert not Hw(profile=profile, overflow="wrap").prepare(module).run_counting(full)[1]
+    narrow = chip(state_bits=4)
+    (refusal,) = Hw(profile=narrow, overflow="wrap").refusals(module)
+    assert str(refusal).startswith(
+        "error[E-CALIB-OVF]: the state of %n is scaled, and may leave its 4 bits all the same"
+    )
+    assert "fix: overflow=saturate, or scale-integration{bits=4, r=guaranteed}, or @sdann{accumulator=4" in str(refusal)
+    _, found = Hw(profile=narrow, overflow="saturate").prepare(module).run_counting(full, "*")
+    assert flat(found) == {("n", "state", 0): 3}  # 6, 9, 9, 8 of 7
+    (refusal,) = Hw(profile=narrow).refusals(module)
+    assert "scale-integration{bits=4, r=guaranteed}" in str(refusal)

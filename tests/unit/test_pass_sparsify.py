@@ -127,6 +127,15 @@ def test_a_reading_of_drlo_is_named_as_a_reconstruction_and_rot_is_not():
 # what it does not take
 
 
+@pytest.mark.parametrize("labels", [(0, 3, 10), (-1, 2, 9)])
+def test_labels_that_no_class_has_are_refused_before_a_search(labels):
+    with pytest.raises(spir.errors.SpirError) as caught:
+        spir.compile(lenet(), SMALL, data=(images()[0][:3], np.array(labels)), check="off")
+    told = f"sparsify: labels are {labels[0]}..{labels[-1]}, and the network tells 10 classes apart"
+    assert told in str(caught.value)
+    assert caught.value.code == "data"
+
+
 @pytest.mark.parametrize(
     ("clause", "text"),
     [
@@ -281,8 +290,8 @@ def test_labels_are_classes_one_a_sample_in_every_batch():
 
     batches = [(x[:3], y[:3]), (x[3:5], y[3:5])]
     odd = [(x[:3], y[:3]), x[3:5]]
-    for data in (batches, odd, x[:5], [(x[:5], y[:4])], [(x[:5], y[:5].astype(float))]):
+    for data in ((x[:5], y[:5]), batches, odd, x[:5], [(x[:5], y[:4])], [(x[:5], y[:5].astype(float))]):
         spir.compile(lenet(), [Look()], data=data, check="off")
-    assert seen[0].tolist() == y[:5].tolist()
-    assert seen[1:] == [None] * 4
+    assert [found.tolist() for found in seen[:2] if found is not None] == [y[:5].tolist()] * 2
+    assert seen[2:] == [None] * 4
     assert [len(list(ops_of(lenet(), NeuronStem))), op_of(lenet(), "relu1").rot] == [4, 0]

@@ -78,5 +78,15 @@ def test_the_recipe_is_text_and_options_left_out_leave_their_clause_out():
     assert pipeline.spell(pipeline.parse("@sdann")) == plain
     narrow = f"{plain}, calibrate-bias, scale-integration{{r=data, divisor=255}}, sparsify{{rot=1}}"
     assert pipeline.spell(pipeline.parse("@sdann{accumulator=16, r=data, divisor=255, rot=1}")) == narrow
+    assert pipeline.spell(pipeline.parse("@sdann{rot=0, drlo=0}")) == plain
+    assert pipeline.spell(pipeline.parse("@sdann{max_drop=0}")) == f"{plain}, sparsify{{max_drop=0}}"
     with pytest.raises(SpirError, match="accumulator=16"):
         pipeline.parse("@sdann{per=channel}")
+
+
+def test_what_is_scaled_is_not_scaled_again_and_runs_where_frames_are_seen():
+    snn = spir.compile(detector(), "@sdann{accumulator=14}", data=X, check="off")
+    with pytest.raises(SpirError, match=r"is scaled already(.|\n)*or to @sdann\{accumulator=16, r="):
+        spir.compile(snn.module, "scale-integration{bits=14, divisor=255}", data=X)
+    with pytest.raises(SpirError, match=r"neuron_stem scales every frame \(r > 0\)(.|\n)*fix: backend serial or hw"):
+        spir.compile(snn.module, "", backend="parallel")

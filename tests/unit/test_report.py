@@ -173,6 +173,7 @@ def test_the_json_form_is_plain_data_of_one_schema(compiled):
         "additions",
         "memory",
         "registers",
+        "overflows",
         "energies",
         "coverage",
         "spiking",
