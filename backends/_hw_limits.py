@@ -11,7 +11,6 @@ from spir.backends._hw_registers import (
     STATE,
     Registers,
     beyond,
-    decided,
     ends,
     law_of,
     offset,
@@ -29,6 +28,7 @@ from spir.ops.integrate import Integrate
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.scale import Scaling
 from spir.profile import Profile
+from spir.ranges import decided
 from spir.text import show_node
 from spir.types import Interval, Real, Spikes
 

@@ -23,7 +23,7 @@ from spir.ops.encode import Encode
 from spir.ops.integrate import Integrate
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.requant import Requant
-from spir.ranges import Ranges, accumulated, analyse, result, source
+from spir.ranges import Ranges, accumulated, analyse, decided, result, source
 from spir.text import show_node
 from spir.types import Interval, Real, Spikes, weights
 
@@ -55,14 +55,6 @@ def sums(node: Node) -> bool:
 def law_of(node: Node) -> Triple | None:
     """The integers by which an op turns its sum into a code."""
     return node.op.law if isinstance(node.op, NeuronStem) else triple_of(node.op)
-
-
-def decided(node: Node, module: Module, found: Mapping[str, Ranges]) -> Interval:
-    """Bounds of the sum of all frames, in counts of its register: what a law is applied to."""
-    read, train = found[node.operands[0]], module.types[node.operands[0]].train
-    if isinstance(node.op, NeuronStem) and train is not None and node.op.triple is None:
-        return frame_bounds(read.first, read.rest, weights(train.code, train.steps), node.op.shift)[0]
-    return read.value
 
 
 def whole(node: Node, module: Module) -> bool:

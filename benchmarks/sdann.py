@@ -1,7 +1,7 @@
 """SDANN on narrow registers: what overflow does, what scaled integration costs, and what spikes and MACs cost.
 
     SPIR_DATA=path/to/data python -m benchmarks.sdann [--tables overflow,scaled,energy] [--networks resnet20,...]
-        [--images N] [--codes 8,7,6] [--json out.json]
+        [--images N] [--codes 8,7,6] [--json out.json] [--layers out.md]
 
 Networks are calibrated as in `benchmarks.stem_exact`, which also measures that without scaled integration spikes equal
 the integer network (``python -m benchmarks.stem_exact --passes '@sdann' --backends 'serial;hw'``).
@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,34 @@ def witnessed(module: Module) -> tuple[int, int, int]:
     return driven, attained, beyond
 
 
+def bounded(name: str, notes: list[str]) -> dict[str, str]:
+    """The r of a layer, and by how much its scaled sum may move a code before it is rounded, as the pass notes it."""
+    (found,) = (m for note in notes if (m := re.search(rf"%{re.escape(name)}: r = (\S+), \w+: ([^;]*)", note)))
+    return {"r": found[1], "bound": found[2].removeprefix("bounded, ").removesuffix(" codes before they are rounded")}
+
+
+BY_LAYER = """# Errors of scaled integration, layer by layer
+
+Sums and states of 16 bits, `@sdann{accumulator=16}`: r; by how much a code may move before it is rounded, which is
+proved; and what codes did on the test images against the wide network, what came before included. All in steps of the
+codes. Written by `python -m benchmarks.sdann --json all.json --layers docs/sdann_layers.md`; see [SDANN](sdann.md)."""
+
+
+def by_layer(lines: list[Line]) -> str:
+    """The errors of every layer with r guaranteed, one r a layer, as Markdown."""
+    parts = [BY_LAYER]
+    for line in lines:
+        if line["table"] == "scaled" and line["way"] == WAYS[0] and line["codes"] == CODES:
+            parts.append(f"## {line['network']}, {line['images']} images")
+            head = ["| layer | r | bound | mean | share changed | most |", "|---|---|---|---|---|---|"]
+            rows = [
+                f"| {name} | {v['r']} | {v['bound']} | {v['mean']:.3f} | {100 * v['changed']:.1f} % | {v['most']:.0f} |"
+                for name, v in line["layers"].items()
+            ]
+            parts.append("\n".join([*head, *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
 def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line]:
     """Registers of 16 bits, and sums that are scaled to fit."""
     snn = wide(subject, codes)
@@ -169,8 +198,9 @@ def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line
     neurons = [n.result for n in snn.module.nodes if isinstance(n.op, NeuronStem)]
     for way in ways:
         begin = time.perf_counter()
-        passes = f"calibrate-bias, scale-integration{{bits={BITS}, {way}}}"
-        module = spir.compile(snn.module, passes, data=subject.calibration, check="off").module
+        passes = f"scale-integration{{bits={BITS}, {way}}}, calibrate-bias{{register={BITS}}}"
+        made = spir.compile(snn.module, passes, data=subject.calibration, check="off")
+        module, notes = made.module, [note for entry in made.journal for note in entry.notes]
         driven, attained, beyond = witnessed(module)
         log(f"{subject.name} {way}: scaled; {attained} of {driven} bounds attained, {beyond} overflow")
         pattern = "|".join([*neurons, module.output])
@@ -216,7 +246,11 @@ def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line
             "largest_r": int(max(shifts(n.op.shift).max() for n in module.nodes if isinstance(n.op, NeuronStem))),
             "worst_layer": worst,
             "worst_error": misses[worst][1] / misses[worst][0],
-            "layers": {name: {"mean": v[1] / v[0], "changed": v[2] / v[0], "most": v[3]} for name, v in misses.items()},
+            "layers": {
+                name: {**bounded(name, notes), "mean": v[1] / v[0], "changed": v[2] / v[0], "most": v[3]}
+                for name, v in misses.items()
+            },
+            "biases": next(note for note in notes if note.startswith("biases in steps of codes")),
             "seconds": time.perf_counter() - begin,
         }
 
@@ -297,6 +331,7 @@ def main() -> int:
     parser.add_argument("--ways", default=";".join(WAYS))
     parser.add_argument("--codes", default=str(CODES), help="bits of the codes of `scaled`, separated by commas")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--layers", type=Path, help="a Markdown file for the errors of every layer")
     asked = parser.parse_args()
     lines: list[Line] = []
     if asked.json is not None and asked.json.exists():
@@ -312,6 +347,8 @@ def main() -> int:
     for table, columns in TABLES.items():
         if found := [line for line in lines if line["table"] == table]:
             Console(width=200).print(show(found, columns, table))
+    if asked.layers is not None:
+        asked.layers.write_text(by_layer(lines))
     proved = (line for line in lines if "guaranteed" in line["way"])
     broken = any(line["overflows"] + line["witness_overflows"] for line in proved)
     return int(broken or any(line.get("differ", 0) for line in lines))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from spir.contracts import Bounded, Contract
 from spir.errors import error
@@ -15,7 +16,11 @@ from spir.ops._threshold import divisors
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.requant import Requant
 from spir.options import option
+from spir.ranges import analyse, decided
 from spir.rewriting import Context, Pass, Rewriter
+from spir.types import Interval
+
+MOST_BITS = 32
 
 
 @attrs.frozen
@@ -24,13 +29,15 @@ class CalibrateBias(Pass):
 
     A bias in steps of the sum, S_b = S_w S_x, needs more bits than a chip has: with S_b := S_y it fits those of a code,
     ``q_b = round(b / S_y)``, at the price of half a code at most. ``when = needed`` does so where a bias in steps of
-    the sum would not fit ``register`` bits, and ``always`` everywhere. A bias beyond ``bits`` is refused.
+    the sum, in 2^r of them behind scale-integration, would not fit ``register`` bits, and ``always`` everywhere. Of
+    channels that no sum brings to another code than the least, or the largest, a bias that does not fit becomes the
+    nearest to 0 with which that stays so: exact. A bias beyond ``bits`` is refused.
 
-    Source: SDANN eqs 9 and 10 (the printed equations are lost: a reconstruction).
+    Source: SDANN eqs 9 and 10 (the printed equations are lost: a reconstruction); what is exact is derived.
     """
 
     name: ClassVar[str] = "calibrate-bias"
-    bits: int = option(16, "bits of a bias in steps of the codes, with its sign", ge=2, le=32)
+    bits: int = option(16, "bits of a bias in steps of the codes, with its sign", ge=2, le=MOST_BITS)
     register: int = option(16, "bits of the register that a bias in steps of the sum would take", ge=4, le=63)
     when: str = option("needed", "only where such a register is too narrow, or always", one_of=("needed", "always"))
 
@@ -42,34 +49,79 @@ class CalibrateBias(Pass):
         """Refuses a network without laws; then rewrites, and says where."""
         if not any(isinstance(n.op, (Requant, NeuronStem)) for n in module.nodes):
             raise error("type", f"{self.name} finds no biases of neurons", fix="propagate-scales before")
+        found = analyse(module)
         moved: list[str] = []
-        after = self.walk(Rewriter(module, self.name), lambda node, rewriter: self._moved(node, rewriter, moved))
+        unseen: list[str] = []
+
+        def step(node: Node, rewriter: Rewriter) -> str | None:
+            op: Any = node.op
+            if not isinstance(op, (Requant, NeuronStem)):
+                return None
+            near, steps = _nearest(op, decided(node, module, found)), _steps(op)
+            add = np.where(self._wide(op, steps), near, op.add.values.astype(object))
+            if (add != op.add.values).any():
+                unseen.append(f"%{node.result}")
+                op = attrs.evolve(op, add=Array.of(add.astype(np.int64)))
+            if self.when == "always" or self._wide(op, steps).any():
+                moved.append(f"%{node.result}")
+                op = attrs.evolve(op, add=self._in_codes(node, op, steps))
+            if op is node.op:
+                return None
+            return rewriter.emit(op, *(rewriter.now(o) for o in node.operands), name=node.result, origin=node.origin)
+
+        after = self.walk(Rewriter(module, self.name), step)
         rest = sum(isinstance(n.op, (Requant, NeuronStem)) and self.selects(n) for n in module.nodes) - len(moved)
-        context.note(
-            f"biases in steps of codes: {', '.join(moved) or 'none'}; {rest} fit {self.register} bits as they are"
-        )
+        context.note(f"biases in steps of codes: {', '.join(moved) or 'none'}; {rest} fit {self.register} bits")
+        if unseen:
+            context.note(
+                f"biases of channels that always give the same code cut, which changes none: {', '.join(unseen)}"
+            )
         return after
 
-    def _moved(self, node: Node, rewriter: Rewriter, moved: list[str]) -> str | None:
-        op: Any = node.op
-        if not isinstance(op, (Requant, NeuronStem)):
-            return None
-        add, div = op.add.values.astype(object), divisors(op.div).astype(object)
-        each = channelwise(div, add.ndim)
-        bias = add - each // 2
+    def _wide(self, op: Any, each: NDArray[Any]) -> NDArray[np.bool_]:
+        """The biases that would not fit their register: in steps of the sum, or, with ``always``, in those of codes."""
+        bias = op.add.values.astype(object) - each // 2
+        if self.when == "always":
+            codes = (bias + each // 2) // each
+            return _beyond(codes, self.bits)
         factors = np.abs(op.mul.values.astype(object).reshape(len(op.mul.values), -1)).min(axis=1)
-        largest = np.abs(bias) // np.maximum(channelwise(factors, add.ndim), 1)
-        if self.when == "needed" and int(largest.max()).bit_length() < self.register:
-            return None
-        codes = (bias + each // 2) // each
-        if max(int(codes.max()), ~int(codes.min())).bit_length() >= self.bits:
+        return _beyond(np.abs(bias) // np.maximum(channelwise(factors, bias.ndim), 1), self.register)
+
+    def _in_codes(self, node: Node, op: Any, each: NDArray[Any]) -> Array:
+        """The constants of biases in whole codes."""
+        codes = op.add.values.astype(object) // each  # half a step stands in them, so this rounds
+        if _beyond(codes, self.bits).any():
+            needed = max(int(codes.max()), ~int(codes.min())).bit_length() + 1
             raise error(
                 "E-VRANGE",
                 f"%{node.result} has biases of {codes.min()}..{codes.max()} codes, and {self.bits} bits hold "
                 f"-{2 ** (self.bits - 1)}..{2 ** (self.bits - 1) - 1}",
                 from_=str(node.origin),
-                fix=f"bits={max(int(codes.max()), ~int(codes.min())).bit_length() + 1}",
+                fix=f"bits={needed}" if needed <= MOST_BITS else "layers= leaves this one as it is",
             )
-        moved.append(f"%{node.result}")
-        made = attrs.evolve(op, add=Array.of((codes * each + each // 2).astype(np.int64)))
-        return rewriter.emit(made, *(rewriter.now(o) for o in node.operands), name=node.result, origin=node.origin)
+        return Array.of((codes * each + each // 2).astype(np.int64))
+
+
+def _beyond(numbers: NDArray[Any], bits: int) -> NDArray[np.bool_]:
+    return np.asarray((numbers >= 2 ** (bits - 1)) | (numbers < -(2 ** (bits - 1))), dtype=bool)
+
+
+def _steps(op: Any) -> NDArray[Any]:
+    """The divisor of each constant: a step of the codes."""
+    return channelwise(divisors(op.div).astype(object), op.add.values.ndim)
+
+
+def _nearest(op: Any, z: Interval) -> NDArray[Any]:
+    """Constants of channels that give one code for every sum within ``z``, with the bias nearest to 0 that do the same.
+
+    Other channels keep theirs.
+    """
+    rank = max(op.mul.values.ndim, op.add.values.ndim)
+    mul, add, div, low, high = (
+        channelwise(v.astype(object), rank) for v in (op.mul.values, op.add.values, divisors(op.div), z.lo, z.hi)
+    )
+    least, most = np.minimum(mul * low, mul * high), np.maximum(mul * low, mul * high)
+    *_, bottom, top = op.law if isinstance(op, NeuronStem) else op.triple
+    dead, full = (most + add) // div <= bottom, (least + add) // div >= top
+    near = np.where(dead, np.minimum(bottom * div + div - 1 - most, div // 2), add)
+    return np.asarray(np.where(full & ~dead, np.maximum(top * div - least, div // 2), near))

@@ -117,6 +117,14 @@ def accumulated(node: Node, module: Module, found: Mapping[str, Ranges]) -> Inte
     return held | found[node.result].value if isinstance(node.op, Integrate) else held
 
 
+def decided(node: Node, module: Module, found: Mapping[str, Ranges]) -> Interval:
+    """Bounds of the sum of all frames, in counts of its register: what a law is applied to."""
+    read, train = found[node.operands[0]], module.types[node.operands[0]].train
+    if isinstance(node.op, NeuronStem) and train is not None and node.op.triple is None:
+        return frame_bounds(read.first, read.rest, weights(train.code, train.steps), node.op.shift)[0]
+    return read.value
+
+
 def witness(
     op: LinearMap, shapes: Sequence[Shape], operands: Sequence[Interval], channel: int, *, top: bool = True
 ) -> tuple[NDArray[Any], ...]:

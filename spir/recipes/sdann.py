@@ -13,7 +13,7 @@ from spir.pipeline import Recipe
 
 @attrs.frozen
 class Sdann(Recipe):
-    """`@stem` with pools and branches as layers of neurons; then calibrate-bias, scale-integration, sparsify.
+    """`@stem` with pools and branches as layers of neurons; then scale-integration, calibrate-bias, sparsify.
 
     Without ``accumulator`` spikes equal the integer network, bit for bit. With it they fit registers of so many bits,
     and every layer says by how much it may differ; RoT and DRLO trade accuracy for operations, by hand or within a
@@ -55,9 +55,9 @@ class Sdann(Recipe):
             "fuse-neuron",
         ]
         if self.accumulator is not None:
-            passes.append(_clause("calibrate-bias", register=self.accumulator))
             given = {"bits": self.accumulator, "r": self.r, "per": self.per, "divisor": self.divisor}
             passes.append(_clause("scale-integration", **given))
+            passes.append(_clause("calibrate-bias", register=self.accumulator))
         if self.rot or self.drlo or self.max_drop is not None:
             passes.append(_clause("sparsify", rot=self.rot or None, drlo=self.drlo or None, max_drop=self.max_drop))
         return ", ".join(passes)
