@@ -57,14 +57,14 @@ class CalibrateBias(Pass):
             op: Any = node.op
             if not isinstance(op, (Requant, NeuronStem)):
                 return None
-            near, steps = _nearest(op, decided(node, module, found)), _steps(op)
-            add = np.where(self._wide(op, steps), near, op.add.values.astype(object))
-            if (add != op.add.values).any():
+            near = _nearest(op, decided(node, module, found))
+            wide, add = (channelwise(v, near.ndim) for v in (self._wide(op), op.add.values))
+            if (wide & (near != add)).any():
                 unseen.append(f"%{node.result}")
-                op = attrs.evolve(op, add=Array.of(add.astype(np.int64)))
-            if self.when == "always" or self._wide(op, steps).any():
+                op = attrs.evolve(op, add=Array.of(np.where(wide, near, add).astype(np.int64)))
+            if self.when == "always" or self._wide(op).any():
                 moved.append(f"%{node.result}")
-                op = attrs.evolve(op, add=self._in_codes(node, op, steps))
+                op = attrs.evolve(op, add=self._in_codes(node, op))
             if op is node.op:
                 return None
             return rewriter.emit(op, *(rewriter.now(o) for o in node.operands), name=node.result, origin=node.origin)
@@ -78,18 +78,17 @@ class CalibrateBias(Pass):
             )
         return after
 
-    def _wide(self, op: Any, each: NDArray[Any]) -> NDArray[np.bool_]:
+    def _wide(self, op: Any) -> NDArray[np.bool_]:
         """The biases that would not fit their register: in steps of the sum, or, with ``always``, in those of codes."""
-        bias = op.add.values.astype(object) - each // 2
         if self.when == "always":
-            codes = (bias + each // 2) // each
-            return _beyond(codes, self.bits)
+            return _beyond(_codes(op), self.bits)
+        bias = op.add.values.astype(object) - _steps(op) // 2
         factors = np.abs(op.mul.values.astype(object).reshape(len(op.mul.values), -1)).min(axis=1)
         return _beyond(np.abs(bias) // np.maximum(channelwise(factors, bias.ndim), 1), self.register)
 
-    def _in_codes(self, node: Node, op: Any, each: NDArray[Any]) -> Array:
+    def _in_codes(self, node: Node, op: Any) -> Array:
         """The constants of biases in whole codes."""
-        codes = op.add.values.astype(object) // each  # half a step stands in them, so this rounds
+        codes, each = _codes(op), _steps(op)
         if _beyond(codes, self.bits).any():
             needed = max(int(codes.max()), ~int(codes.min())).bit_length() + 1
             raise error(
@@ -104,6 +103,11 @@ class CalibrateBias(Pass):
 
 def _beyond(numbers: NDArray[Any], bits: int) -> NDArray[np.bool_]:
     return np.asarray((numbers >= 2 ** (bits - 1)) | (numbers < -(2 ** (bits - 1))), dtype=bool)
+
+
+def _codes(op: Any) -> NDArray[Any]:
+    """Biases in whole codes; half a step stands in the constants, so that this rounds."""
+    return np.asarray(op.add.values.astype(object) // _steps(op))
 
 
 def _steps(op: Any) -> NDArray[Any]:

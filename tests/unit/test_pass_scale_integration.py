@@ -28,7 +28,7 @@ from spir.ops.relu import Relu
 from spir.ops.requant import Requant
 from spir.passes.scale_integration import divided, rescaled
 from spir.ranges import accumulated, analyse
-from spir.types import Scale, Spikes
+from spir.types import Int, Scale, Spikes
 from tests.unit.small_networks import BIAS, conv, images, linear, network, op_of, ops_of, refusal, run, text_of
 
 SPIKING = "canonicalize, fold-bn, calibrate-range{pools=on}, quantize, propagate-scales{join=rescale}, "
@@ -258,6 +258,64 @@ def test_biases_become_whole_codes_where_the_register_is_too_narrow():
     old, new = (interpreter.run(m, x, "b")["b"] for m in (before, after))
     codes = [m.types["b"].integers(v) for m, v in ((before, old), (after, new))]
     assert 0 < np.abs(codes[0] - codes[1]).max() <= 1
+
+
+@bounded(150)
+@given(
+    st.lists(st.integers(-3, 6), min_size=2, max_size=2),
+    st.lists(st.integers(-3000, 3000), min_size=2, max_size=2),
+    st.integers(1, 40),
+    st.tuples(st.integers(-31, 31), st.integers(-31, 31)).map(sorted),
+    st.sampled_from([(0, 15), (-8, 7)]),
+)
+def test_a_bias_that_no_sum_shows_is_cut_to_its_register_and_changes_no_code(mul, add, div, ends, clip):
+    op = Requant(Array.of(mul), Array.of(add), div, *clip, 1.0)
+    before = network(("b", op, "x"), shape=(2,), encoding=Int(*ends, ONE))
+    after: Any = op_of(run(before, "calibrate-bias{register=6}"), "b")
+    z = np.stack([np.arange(ends[0], ends[1] + 1)] * 2, axis=1)
+
+    def codes(law: Requant, channel: int) -> list[int]:
+        return np.asarray(law.reference((before.input.type,), z))[:, channel].tolist()
+
+    def fits(bias: int, channel: int) -> bool:
+        return abs(bias) // max(abs(mul[channel]), 1) < 2**5
+
+    def nearest(channel: int) -> int | None:
+        """By trial: the bias nearest to 0 that gives the same codes, where all are one end of the clip."""
+        if set(codes(op, channel)) not in ({clip[0]}, {clip[1]}):
+            return None
+        bias = add[channel] - div // 2
+        step = -1 if bias > 0 else 1
+        while bias:
+            tried = attrs.evolve(op, add=Array.of([bias + step + div // 2] * 2))
+            if codes(tried, channel) != codes(op, channel):
+                break
+            bias += step
+        return bias
+
+    wide = {c: nearest(c) for c in range(2) if not fits(add[c] - div // 2, c)}
+    if any(bias is None or not fits(bias, c) for c, bias in wide.items()):
+        assert not ((after.add.values - div // 2) % div).any()  # seen: all biases become whole codes
+        return
+    expected = [add[c] if c not in wide else wide[c] + div // 2 for c in range(2)]
+    assert np.broadcast_to(after.add.values, 2).tolist() == expected
+    assert [codes(after, c) for c in range(2)] == [codes(op, c) for c in range(2)]
+
+
+def test_a_channel_that_no_input_wakes_does_not_move_its_layer():
+    bias = Array.of([0.7, -9000.0, 0.1])
+    before = run(network(("a", conv(3, bias=bias), "x"), ("b", Relu(), "a")), FUSED, images(40))
+    narrow = pipeline.run(before, pipeline.parse("scale-integration{bits=12}"), Context(None, 0)).module
+    context = Context(None, 0)
+    after = pipeline.run(narrow, pipeline.parse("calibrate-bias{register=12}"), context).module
+    assert context.notes == [
+        "biases in steps of codes: none; 1 fit 12 bits",
+        "biases of channels that always give the same code cut, which changes none: %b",
+    ]
+    x = images(30)
+    old, new = (interpreter.run(m, x, "b")["b"] for m in (narrow, after))
+    np.testing.assert_array_equal(old, new)
+    assert np.abs(op_of(after, "b").add.values).max() < np.abs(op_of(narrow, "b").add.values).max()
 
 
 def test_a_bias_of_too_many_codes_is_refused():
