@@ -1,6 +1,6 @@
 """SDANN on narrow registers: what overflow does, what scaled integration costs, and what spikes and MACs cost.
 
-    SPIR_DATA=path/to/data python -m benchmarks.sdann [--tables overflow,scaled,energy] [--networks resnet20,...]
+    SPIR_DATA=path/to/data python -m benchmarks.sdann [--tables overflow,scaled,chip,energy] [--networks resnet20,...]
         [--images N] [--codes 8,7,6] [--json out.json] [--layers out.md]
 
 Networks are calibrated as in `benchmarks.stem_exact`, which also measures that without scaled integration spikes equal
@@ -12,6 +12,8 @@ the integer network (``python -m benchmarks.stem_exact --passes '@sdann' --backe
   agreement with the wide network, the error of every layer in steps of its codes, and the overflows that the simulated
   registers counted. ``--codes`` are bits of codes, beside weights of 8: errors are those against the wide network of as
   many bits, agreement and difference those against the wide network of 8.
+* ``chip``: the options of `@sdann` that fit a chip, on `hw` with its profile: accuracy, and top-1 agreement with the
+  wide network. Nothing can overflow there, for any input.
 * ``energy``: spikes, synaptic operations and MACs of the wide network, and the energy of both.
 
 Lines are written to ``--json`` as soon as they are known; what is there already is not measured again.
@@ -51,6 +53,12 @@ Integers = npt.NDArray[np.int64]
 Line = dict[str, Any]
 NETWORKS = ("lenet5", "resnet20", "resnet32", "convnetjs", "mobilenet_025", "mobilenet_05", "squeezenet")
 WAYS = ("r=guaranteed", "r=guaranteed, per=channel", "r=data", "r=data, per=channel")
+CHIPS = {
+    "darwin3": "@sdann{accumulator=16, divisor=255}",
+    "speck": "@sdann{accumulator=16, divisor=32767}",
+    "loihi": "@sdann{accumulator=21, divisor=131071}",
+}
+"""What fits each chip: the narrower of its registers, and its largest divisor."""
 BITS = 16
 CODES = 8
 BATCH = 20
@@ -227,7 +235,6 @@ def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line
             progress(sum(len(a) for a, _ in classes))
         own, new = (np.concatenate(side) for side in zip(*classes, strict=True))
         old = own if whole is None else whole
-        difference = (new == subject.y).astype(float) - (old == subject.y)
         worst = max(neurons, key=lambda name: misses[name][1] / misses[name][0])
         yield {
             "network": subject.name,
@@ -235,10 +242,7 @@ def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line
             "codes": codes,
             "images": len(subject.x),
             "accuracy": 100 * float((own == subject.y).mean()),
-            "scaled": 100 * float((new == subject.y).mean()),
-            "difference": 100 * float(difference.mean()),
-            "standard_error": 100 * float(difference.std() / math.sqrt(len(difference))),
-            "agreement": 100 * float((old == new).mean()),
+            **compared(old, new, subject),
             "overflows": missed,
             "witnesses": driven,
             "attained": attained,
@@ -253,6 +257,36 @@ def scaled(subject: Subject, ways: tuple[str, ...], codes: int) -> Iterator[Line
             "biases": next(note for note in notes if note.startswith("biases in steps of codes")),
             "seconds": time.perf_counter() - begin,
         }
+
+
+def on_chips(subject: Subject, names: list[str]) -> Iterator[Line]:
+    """The whole network within the limits of each chip, or what it refuses."""
+    old = wide(subject)(subject.x).argmax(axis=1)
+    for name in names:
+        begin = time.perf_counter()
+        line = {"network": subject.name, "way": name, "images": len(subject.x), "passes": CHIPS[name]}
+        try:
+            snn = spir.compile(
+                *(subject.model, CHIPS[name]), data=subject.calibration, backend=f"hw{{profile={name}}}", check="off"
+            )
+        except spir.SpirError as refusal:
+            log(f"{subject.name} on {name}: {refusal}")
+            yield {**line, "refused": [str(d) for d in refusal.diagnostics], "seconds": time.perf_counter() - begin}
+            continue
+        new = snn(subject.x).argmax(axis=1)
+        log(f"{subject.name} on {name}: {100 * float((new == subject.y).mean()):.2f} %")
+        yield {**line, **compared(old, new, subject), "seconds": time.perf_counter() - begin}
+
+
+def compared(old: Integers, new: Integers, subject: Subject) -> Line:
+    """Accuracy of other classes than those of the wide network, and how far apart the two are, in percent."""
+    difference = (new == subject.y).astype(float) - (old == subject.y)
+    return {
+        "scaled": 100 * float((new == subject.y).mean()),
+        "difference": 100 * float(difference.mean()),
+        "standard_error": 100 * float(difference.std() / math.sqrt(len(difference))),
+        "agreement": 100 * float((old == new).mean()),
+    }
 
 
 def energies(subject: Subject) -> Iterator[Line]:
@@ -281,6 +315,9 @@ def measured(subject: Subject, table: str, asked: argparse.Namespace, known: set
             for codes in map(int, asked.codes.split(",")):
                 if ways := tuple(way for way in asked.ways.split(";") if (table, way, codes) not in known):
                     yield from scaled(subject, ways, codes)
+        case "chip":
+            if chips := [name for name in CHIPS if (table, name, None) not in known]:
+                yield from on_chips(subject, chips)
         case "energy" if (table, table, None) not in known:
             yield from energies(subject)
 
@@ -313,6 +350,15 @@ TABLES: dict[str, dict[str, str]] = {
             ),
             *("largest_r:d", "worst_layer:", "worst_error:.3f"),
         ),
+        "chip": (
+            "network:",
+            "way:",
+            "images:d",
+            "scaled:.2f",
+            "difference:+.2f",
+            "standard_error:.2f",
+            "agreement:.2f",
+        ),
         "energy": ("network:", "images:d", "spikes:.0f", "synaptic_operations:.3e", "macs:.3e"),
     }.items()
 }
@@ -325,7 +371,7 @@ def main() -> int:
     The exit status is 1 where a count of overflows is wrong, and where a guaranteed r lets any input overflow.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", default="overflow,scaled,energy")
+    parser.add_argument("--tables", default="overflow,scaled,chip,energy")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--ways", default=";".join(WAYS))
@@ -345,7 +391,7 @@ def main() -> int:
                 if asked.json is not None:
                     asked.json.write_text(json.dumps(lines, indent=1) + "\n")
     for table, columns in TABLES.items():
-        if found := [line for line in lines if line["table"] == table]:
+        if found := [line for line in lines if line["table"] == table and "refused" not in line]:
             Console(width=200).print(show(found, columns, table))
     if asked.layers is not None:
         asked.layers.write_text(by_layer(lines))

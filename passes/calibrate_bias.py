@@ -12,13 +12,12 @@ from spir.contracts import Bounded, Contract
 from spir.errors import error
 from spir.ir import Array, Module, Node
 from spir.ops._linear import channelwise
-from spir.ops._threshold import divisors
+from spir.ops._threshold import divisors, nearest
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.requant import Requant
 from spir.options import option
 from spir.ranges import analyse, decided
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import Interval
 
 MOST_BITS = 32
 
@@ -57,7 +56,8 @@ class CalibrateBias(Pass):
             op: Any = node.op
             if not isinstance(op, (Requant, NeuronStem)):
                 return None
-            near = _nearest(op, decided(node, module, found))
+            law = op.law if isinstance(op, NeuronStem) else op.triple
+            near = nearest(*law, decided(node, module, found))
             wide, add = (channelwise(v, near.ndim) for v in (self._wide(op), op.add.values))
             if (wide & (near != add)).any():
                 unseen.append(f"%{node.result}")
@@ -113,19 +113,3 @@ def _codes(op: Any) -> NDArray[Any]:
 def _steps(op: Any) -> NDArray[Any]:
     """The divisor of each constant: a step of the codes."""
     return channelwise(divisors(op.div).astype(object), op.add.values.ndim)
-
-
-def _nearest(op: Any, z: Interval) -> NDArray[Any]:
-    """Constants of channels that give one code for every sum within ``z``, with the bias nearest to 0 that do the same.
-
-    Other channels keep theirs.
-    """
-    rank = max(op.mul.values.ndim, op.add.values.ndim)
-    mul, add, div, low, high = (
-        channelwise(v.astype(object), rank) for v in (op.mul.values, op.add.values, divisors(op.div), z.lo, z.hi)
-    )
-    least, most = np.minimum(mul * low, mul * high), np.maximum(mul * low, mul * high)
-    *_, bottom, top = op.law if isinstance(op, NeuronStem) else op.triple
-    dead, full = (most + add) // div <= bottom, (least + add) // div >= top
-    near = np.where(dead, np.minimum(bottom * div + div - 1 - most, div // 2), add)
-    return np.asarray(np.where(full & ~dead, np.maximum(top * div - least, div // 2), near))

@@ -33,6 +33,8 @@ from spir.types import REGISTER_BITS, Int, Real, Reals, scale_of
 
 THRESHOLD = 8
 """Bits that an integer threshold has at least; more where more codes ask for them, so that none is moved by 1/8."""
+CUT = Fraction(10, 9)
+"""How much of a range steps that are whole may leave out: a tenth."""
 FINER = 16
 """Bits that a code is multiplied by where a bias is added to it."""
 
@@ -48,7 +50,9 @@ class PropagateScales(Pass):
     unequal scales, ``wide`` multiplies them by integers of ``width`` bits to one fine scale; ``rescale`` requantises
     each branch that is no activation by a signed code, over the range that the calibration data reach, in steps that
     are a power of two times those of the other branch. Branches that ``width`` bits cannot join are rescaled; notes say
-    at what cost. What the host computes behind the last layer reads the dequantised readout.
+    at what cost. With ``whole`` steps of codes behind pools and joins, whose sums have one scale, are whole multiples
+    of it, the least that leave out a tenth of the range at most: a divisor is their law, without a multiplier. What the
+    host computes behind the last layer reads the dequantised readout.
     """
 
     name: ClassVar[str] = "propagate-scales"
@@ -57,6 +61,7 @@ class PropagateScales(Pass):
     width: int = option(32, "bits of the multipliers of join = wide", ge=13, le=48)
     factor: int = option(12, "bits of the smallest inexact multiplier of join = wide, at least", ge=4, le=24)
     grid: str = option("shift", "requant by multiplier and shift, or by a threshold", one_of=("shift", "threshold"))
+    whole: bool = option(False, "behind pools and joins, steps are whole multiples of those of the sum")
 
     def contract(self) -> Contract:
         """Rounded multipliers and biases, measured; with rescale also a code more."""
@@ -108,7 +113,8 @@ class _Walk:
                 code = self.rewriter.emit(node.op, self.rewriter.now(node.operands[0]), name=name, origin=node.origin)
                 self.rewriter.replace(node.result, code)
             case Quantize() if operands:
-                self.carried[node.result] = _Carried(self.requant(node, node.op, operands[0], self.named(node)))
+                op = self.whole(node.op, operands[0])
+                self.carried[node.result] = _Carried(self.requant(node, op, operands[0], self.named(node)))
             case LinearMap() if operands:
                 self.carried[node.result] = self.linear(node, node.op, operands)
             case Shift() if operands:
@@ -183,6 +189,16 @@ class _Walk:
         """``quantize`` of an integer value as an integer triple."""
         requant = self.threshold(node, op, x) if self.step_.grid == "threshold" else self.solve(node, op, x)
         return self.rewriter.emit(requant, x.value, name=name, origin=node.origin)
+
+    def whole(self, op: Quantize, x: _Carried) -> Quantize:
+        """With ``whole``, codes in whole steps of the sum, where that has one scale."""
+        scale = scale_of(self.rewriter.type(x.value))
+        if not self.step_.whole or scale.size > 1:
+            return op
+        times = Fraction(op.scale) / scale.known[0]
+        multiple = max(1, math.floor(times))
+        multiple += times > multiple * CUT
+        return attrs.evolve(op, scale=float(scale.known[0] * multiple))
 
     def solve(self, node: Node, op: Quantize, x: _Carried) -> Requant:
         """The triple: per channel the finest grid 2^s whose multiplier fits ``bits`` and whose products fit a register.

@@ -70,6 +70,22 @@ def law_bounds(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interv
     return found.map(lambda ends: np.clip(ends // by, lo, hi))
 
 
+def nearest(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interval) -> NDArray[Any]:
+    """``add`` of channels that give one end of the clip for every z within ``x``, the nearest to ``div // 2`` that do.
+
+    So the bias, what stands in ``add`` beside the half of round-half-up, is as small as it can be. Other channels keep
+    their constants. Python integers, ``[1]``, ``[C]`` or of the full shape.
+    """
+    rank = max(mul.values.ndim, add.values.ndim)
+    m, a, d, low, high = (
+        channelwise(v.astype(object), rank) for v in (mul.values, add.values, divisors(div), x.lo, x.hi)
+    )
+    least, most = np.minimum(m * low, m * high), np.maximum(m * low, m * high)
+    off, full = (most + a) // d <= lo, (least + a) // d >= hi
+    found = np.where(off, np.minimum(lo * d + d - 1 - most, d // 2), a)
+    return np.asarray(np.where(full & ~off, np.maximum(hi * d - least, d // 2), found))
+
+
 def law(z: Integers, mul: Array, add: Array, div: Divisor, lo: int, hi: int) -> Integers:
     """The law on ``[N, C, ...]`` integers."""
     rank = z.ndim - 1

@@ -29,7 +29,7 @@ class Sdann(Recipe):
     max_pool: str = option("lower", "pools become neurons, or stay on integrated values", one_of=("lower", "keep"))
     accumulator: int | None = option(None, "bits of sums and states: 16", ge=4, le=63)
     r: str | None = option(None, "scales from proved bounds, or from the data", one_of=("guaranteed", "data"))
-    per: str | None = option(None, "one scale a layer, or one a channel", one_of=("layer", "channel"))
+    per: str | None = option(None, "one scale a layer; one a channel with divisor", one_of=("layer", "channel"))
     divisor: int | None = option(None, "the largest divisor of a chip without multiplier: 255", ge=1, le=2**31 - 1)
     rot: int = option(0, "low bits that RoT rounds away; 0 is off", ge=0, le=15)
     drlo: int = option(0, "spikes of a train that DRLO keeps; 0 is off", ge=0, le=16)
@@ -49,13 +49,14 @@ class Sdann(Recipe):
             "fold-bn",
             _clause("calibrate-range", method=self.range, bits=self.bits if self.range == "mse" else None, pools="on"),
             _clause("quantize", bits=self.bits, weights=self.weights),
-            "propagate-scales{join=rescale}",
+            _clause("propagate-scales", join="rescale", whole="on" if self.divisor else None),
             *(["lower-max-pool"] if self.max_pool == "lower" else []),
             "derive-thresholds{neuron=stem}",
             "fuse-neuron",
         ]
         if self.accumulator is not None:
-            given = {"bits": self.accumulator, "r": self.r, "per": self.per, "divisor": self.divisor}
+            per = self.per or ("channel" if self.divisor else None)
+            given = {"bits": self.accumulator, "r": self.r, "per": per, "divisor": self.divisor}
             passes.append(_clause("scale-integration", **given))
             passes.append(_clause("calibrate-bias", register=self.accumulator))
         if self.rot or self.drlo or self.max_drop is not None:

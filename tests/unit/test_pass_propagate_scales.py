@@ -260,6 +260,38 @@ def test_branches_in_an_exact_ratio_take_the_ratio_itself():
     assert op_of(integer, "b.wide").factor.values.tolist() == [4]
 
 
+WHOLE = "canonicalize, fold-bn, calibrate-range{pools=on}, quantize, propagate-scales{join=rescale"
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 1.7, 4.0, 30.0])
+def test_whole_steps_behind_pools_and_joins_are_multiples_of_those_of_the_sum(factor):
+    lines = (
+        *(
+            ("w", conv(2), "x"),
+            ("a", Relu(), "w"),
+            ("b", Conv2d(Array.of(factor * np.eye(2).reshape(2, 2, 1, 1))), "a"),
+        ),
+        *(("c", Add(), "a b"), ("d", Relu(), "c"), ("e", AvgPool((2, 2), (2, 2)), "d"), ("f", conv(3, kernel=1), "e")),
+        ("g", Relu(), "f"),
+    )
+    free, whole = (run(network(*lines), WHOLE + more, images()) for more in ("}", ", whole=on}"))
+    for name in ("d", "e.clip"):
+        law = op_of(whole, name)
+        (source,) = (n.operands[0] for n in whole.nodes if n.result == name)
+        (step,) = scale_of(whole.types[source]).known
+        times = Fraction(law.scale) / step
+        assert times == round(times) >= 1
+        assert isinstance(law.div, int)
+        assert abs(Fraction(law.div, int(law.mul.values[0])) / times - 1) < Fraction(1, 2**22)
+        asked = Fraction(op_of(free, name).scale)
+        assert law.scale * 10 >= asked * 9 or times == 1
+        assert law.scale < 2 * asked or times == 1
+    x = images(20)
+    fine, coarse = (m.types["d"].decode(interpreter.run(m, x, "d")["d"]) for m in (free, whole))
+    steps = [op_of(m, "d").scale for m in (free, whole)]
+    assert np.abs(np.minimum(fine, 255 * steps[1]) - coarse).max() <= sum(steps) / 2 + 1e-9
+
+
 def test_rescale_takes_signed_codes_in_steps_a_power_of_two_from_the_other_branch():
     integer = run(joined(factor=20.0), TO_INTEGERS + "{join=rescale}", images())
     assert [n.result for n in ops_of(integer, Requant)] == ["a", "b.code", "d"]

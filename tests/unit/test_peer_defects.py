@@ -235,6 +235,10 @@ CHANGES = {
     ("passes", "propagate-scales", "width"): ("propagate-scales", "propagate-scales{width=13}"),
     ("passes", "propagate-scales", "factor"): ("propagate-scales", "propagate-scales{factor=20}"),
     ("passes", "propagate-scales", "grid"): ("propagate-scales", "propagate-scales{grid=threshold}"),
+    ("passes", "propagate-scales", "whole"): (
+        "propagate-scales{join=rescale}",
+        "propagate-scales{join=rescale, whole=on}",
+    ),
     ("passes", "compose-linear", "layers"): ("compose-linear", "compose-linear{layers=conv1}"),
     ("passes", "compose-linear", "largest"): ("compose-linear", "compose-linear{largest=1}"),
     ("passes", "lower-max-pool", "layers"): ("lower-max-pool", "lower-max-pool{layers=fc}"),

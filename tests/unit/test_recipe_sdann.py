@@ -76,7 +76,8 @@ def test_the_recipe_is_text_and_options_left_out_leave_their_clause_out():
         "derive-thresholds, fuse-neuron"
     )
     assert pipeline.spell(pipeline.parse("@sdann")) == plain
-    narrow = f"{plain}, scale-integration{{r=data, divisor=255}}, calibrate-bias, sparsify{{rot=1}}"
+    narrow = f"{plain}, scale-integration{{r=data, per=channel, divisor=255}}, calibrate-bias, sparsify{{rot=1}}"
+    narrow = narrow.replace("{join=rescale}", "{join=rescale, whole=on}")
     assert pipeline.spell(pipeline.parse("@sdann{accumulator=16, r=data, divisor=255, rot=1}")) == narrow
     assert pipeline.spell(pipeline.parse("@sdann{rot=0, drlo=0}")) == plain
     assert pipeline.spell(pipeline.parse("@sdann{max_drop=0}")) == f"{plain}, sparsify{{max_drop=0}}"
