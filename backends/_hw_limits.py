@@ -28,7 +28,7 @@ from spir.ops.integrate import Integrate
 from spir.ops.neuron_stem import NeuronStem
 from spir.ops.scale import Scaling
 from spir.profile import Profile
-from spir.ranges import decided
+from spir.ranges import analyse, decided
 from spir.text import show_node
 from spir.types import Interval, Real, Spikes
 
@@ -191,8 +191,8 @@ def _states(module: Module, chip: Profile, registers: Registers) -> Iterator[Ove
         channel, number, excess, bits = _excess(x, chip.state_bits)
         train = module.types[node.operands[0]].train
         coded = isinstance(node.op, (NeuronStem, Integrate)) and train is not None and train.code == "bits"
-        coded = coded and 4 <= chip.state_bits <= 63
-        scale = f", {_scaled(chip, node.op)} keeps states narrow" if coded else ""
+        way = _scaled(chip, node.op) if coded else ""
+        scale = f", {way} keeps states narrow" if way else ""
         yield Over(
             node,
             f"{'the weight sum' if sums(node) else 'the accumulator'} of %{node.result} needs {bits} bits in channel "
@@ -224,15 +224,18 @@ def _simulable(module: Module, registers: Registers) -> Iterator[Over]:
 
 def _wrapping(module: Module, chip: Profile, registers: Registers) -> Iterator[Over]:
     """States that were scaled to fit a register, do not always, and turn their signs then."""
+    found = analyse(module) if registers.overflow == "wrap" else {}
     for node in _carriers(module):
         op = node.op
-        loose = registers.overflow == "wrap" and (node.result, STATE) in registers.loose
-        if loose and isinstance(op, (NeuronStem, Integrate)) and scaled(op.shift):
+        if not found or not isinstance(op, (NeuronStem, Integrate)) or not scaled(op.shift):
+            continue
+        x = states(node, module, found)
+        if x is not None and beyond(x, chip.state_bits).any():
             yield Over(
                 node,
                 f"the state of %{node.result} is scaled, and may leave its {chip.state_bits} bits all the same: a "
                 "register that wraps turns its sign",
-                f"overflow=saturate, or {_scaled(chip, op)}",
+                ", or ".join(("overflow=saturate", *filter(None, (_scaled(chip, op),)))),
                 code="E-CALIB-OVF",
             )
 
@@ -313,6 +316,8 @@ class _Law:
         if odd.size:
             message = f"%{self.name} divides by {odd[0]}, and {chip.name} shifts by powers of two"
             fix = NO_PASS if chip.requant == "shift" else "propagate-scales{grid=shift}"
+            if chip.requant != "shift" and bool((self.mul.values == 1).all()):
+                fix = f"scale-integration and @sdann without divisor, or {fix}"
             yield Over(self.node, message, fix, code="E-MULT-RANGE")
 
     def factor(self, chip: Profile) -> Iterator[Over]:
@@ -365,15 +370,17 @@ class _Law:
 
 def _divided(chip: Profile) -> str:
     """The pass that divides in place of multiplying, for a state as wide as this."""
-    divisor = f", divisor={chip.largest_divisor}" if chip.requant == "divisor" else ""
-    return _by_pass_or_recipe(chip, divisor)
+    return _by_pass_or_recipe(chip, "")
 
 
 def _scaled(chip: Profile, op: Any) -> str:
-    """The pass that keeps states within their registers for every input; an op that is scaled and exceeds it is not."""
+    """The pass that keeps states within their registers for every input, where there is one."""
+    if not 4 <= chip.state_bits <= 63:
+        return ""
     return _by_pass_or_recipe(chip, ", r=guaranteed" * scaled(op.shift))
 
 
 def _by_pass_or_recipe(chip: Profile, more: str) -> str:
     bits = min(chip.state_bits, 63)
+    more += f", divisor={chip.largest_divisor}" if chip.requant == "divisor" else ""
     return f"scale-integration{{bits={bits}{more}}}, or @sdann{{accumulator={bits}{more}}}"

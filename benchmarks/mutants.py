@@ -343,6 +343,55 @@ NAMED = (
         "weight",
         "gains per channel are taken off and not folded into the weights",
     ),
+    Fault(
+        "half-of-scaled-terms",
+        "spir/ops/_accumulation.py",
+        "return (frame * raised + half) // low",
+        "return (frame * raised) // low",
+        "backends cut the low bits of scaled terms instead of rounding them",
+    ),
+    Fault(
+        "end-of-a-register",
+        "backends/_hw_registers.py",
+        "return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1",
+        "return -(2 ** (bits - 1)), 2 ** (bits - 1)",
+        "registers of hw hold one number more than their bits",
+    ),
+    Fault(
+        "least-scale",
+        "passes/scale_integration.py",
+        "[bits <= self.bits for bits",
+        "[bits <= self.bits + 1 for bits",
+        "the scale that is called guaranteed lets states overflow by one bit",
+    ),
+    Fault(
+        "mean-of-rounding",
+        "passes/scale_integration.py",
+        "math.floor((x - o) / Fraction(k))",
+        "math.floor((x + o) / Fraction(k))",
+        "what rounding adds on average is added once more instead of taken out",
+    ),
+    Fault(
+        "half-of-rot",
+        "spir/ops/_thinning.py",
+        "return 2 ** (self.rot - 1) if self.rot else 0",
+        "return 0",
+        "RoT cuts low bits instead of rounding them",
+    ),
+    Fault(
+        "bias-cut-too-far",
+        "spir/ops/_threshold.py",
+        "lo * d + d - 1 - most",
+        "lo * d + d - most",
+        "the bias of a channel that is off is cut until its largest sum shows",
+    ),
+    Fault(
+        "steps-of-a-concatenation",
+        "passes/propagate_scales.py",
+        " or self.concatenated(node)",
+        "",
+        "codes that meet in a concatenation take whole steps of their own",
+    ),
 )
 
 

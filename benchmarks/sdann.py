@@ -174,7 +174,12 @@ def witnessed(module: Module) -> tuple[int, int, int]:
 def bounded(name: str, notes: list[str]) -> dict[str, str]:
     """The r of a layer, and by how much its scaled sum may move a code before it is rounded, as the pass notes it."""
     (found,) = (m for note in notes if (m := re.search(rf"%{re.escape(name)}: r = (\S+), \w+: ([^;]*)", note)))
-    return {"r": found[1], "bound": found[2].removeprefix("bounded, ").removesuffix(" codes before they are rounded")}
+    bound = found[2].removeprefix("bounded, ").removesuffix(" codes before they are rounded")
+    moved = next(note for note in notes if note.startswith("biases in steps of codes"))
+    return {
+        "r": found[1],
+        "bound": bound + ", and half a code of its bias" * (f"%{name}," in f"{moved.split(';')[0]},"),
+    }
 
 
 BY_LAYER = """# Errors of scaled integration, layer by layer
@@ -188,7 +193,7 @@ def by_layer(lines: list[Line]) -> str:
     """The errors of every layer with r guaranteed, one r a layer, as Markdown."""
     parts = [BY_LAYER]
     for line in lines:
-        if line["table"] == "scaled" and line["way"] == WAYS[0] and line["codes"] == CODES:
+        if line["table"] == "scaled" and (line["way"], line.get("codes")) == (WAYS[0], CODES):
             parts.append(f"## {line['network']}, {line['images']} images")
             head = ["| layer | r | bound | mean | share changed | most |", "|---|---|---|---|---|---|"]
             rows = [
@@ -381,7 +386,7 @@ def main() -> int:
     asked = parser.parse_args()
     lines: list[Line] = []
     if asked.json is not None and asked.json.exists():
-        lines = json.loads(asked.json.read_text())
+        lines = [line for line in json.loads(asked.json.read_text()) if "refused" not in line]
     for name in asked.networks.split(","):
         subject = Subject.of(name, asked.images)
         known = {(o["table"], o["way"], o.get("codes")) for o in lines if o["network"] == name}

@@ -76,6 +76,11 @@ class Search:
         return "top-1 accuracy" if self._labelled else "top-1 agreement with the network before"
 
     @property
+    def agreed(self) -> float | None:
+        """The accuracy of the whole network on the samples, where their classes are known."""
+        return float((self._answers.argmax(axis=1) == self.labels).mean()) if self._labelled else None
+
+    @property
     def whole(self) -> Measured:
         """The network as it is."""
         return self._whole
@@ -231,15 +236,16 @@ class Search:
         return best
 
     def _mended(self, best: Measured, moves: Mapping[str, list[_Move]], budget: float) -> Measured:
-        """More for each train, cheapest first, where the budget still holds; as many tries as trains."""
+        """One step more for each train, its cheapest, the cheapest of all first, where the budget still holds."""
         steps: list[tuple[float, str, _Move]] = []
         for name, known in moves.items():
             own = next((move for move in known if move.thinning == best.settings.get(name)), known[0])
             more = [move for move in known if move.saved > own.saved]
-            steps += ((max(move.cost - own.cost, 0.0) / (move.saved - own.saved), name, move) for move in more)
-        for tried, (_, name, move) in enumerate(sorted(steps, key=lambda step: step[:2])[: len(moves)]):
+            prices = ((max(move.cost - own.cost, 0.0) / (move.saved - own.saved), name, move) for move in more)
+            steps += sorted(prices, key=_price)[:1]
+        for tried, (_, name, move) in enumerate(sorted(steps, key=_price)):
             assert move.thinning is not None  # it saves something
-            self.context.progress(f"{self.title}: {tried} of {len(moves)} repairs")
+            self.context.progress(f"{self.title}: {tried} of {len(steps)} repairs")
             best = min(best, self._measured({**best.settings, name: move.thinning}, budget), key=_operations)
         return best
 
@@ -255,6 +261,10 @@ class _Move:
     def worth(self, price: float) -> float:
         """What is saved, less what the movement costs at a price."""
         return self.saved - price * self.cost
+
+
+def _price(step: tuple[float, str, _Move]) -> tuple[float, str]:
+    return step[:2]
 
 
 def _operations(found: Measured) -> float:

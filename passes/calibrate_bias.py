@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from spir.contracts import Bounded, Contract
 from spir.errors import error
-from spir.ir import Array, Module, Node
+from spir.ir import Array, Module
 from spir.ops._linear import channelwise
 from spir.ops._threshold import divisors, nearest
 from spir.ops.neuron_stem import NeuronStem
@@ -20,6 +21,7 @@ from spir.ranges import analyse, decided
 from spir.rewriting import Context, Pass, Rewriter
 
 MOST_BITS = 32
+"""Of a bias."""
 
 
 @attrs.frozen
@@ -28,9 +30,9 @@ class CalibrateBias(Pass):
 
     A bias in steps of the sum, S_b = S_w S_x, needs more bits than a chip has: with S_b := S_y it fits those of a code,
     ``q_b = round(b / S_y)``, at the price of half a code at most. ``when = needed`` does so where a bias in steps of
-    the sum, in 2^r of them behind scale-integration, would not fit ``register`` bits, and ``always`` everywhere. Of
-    channels that no sum brings to another code than the least, or the largest, a bias that does not fit becomes the
-    nearest to 0 with which that stays so: exact. A bias beyond ``bits`` is refused.
+    the sum, in 2^r of them behind scale-integration, would not fit ``register`` bits, and ``always`` everywhere. In
+    layers that stay, a bias that does not fit, of a channel that no sum brings to another code than the least, or the
+    largest, becomes the nearest to 0 with which that is so: exact. A bias beyond ``bits`` is refused.
 
     Source: SDANN eqs 9 and 10 (the printed equations are lost: a reconstruction); what is exact is derived.
     """
@@ -48,52 +50,59 @@ class CalibrateBias(Pass):
         """Refuses a network without laws; then rewrites, and says where."""
         if not any(isinstance(n.op, (Requant, NeuronStem)) for n in module.nodes):
             raise error("type", f"{self.name} finds no biases of neurons", fix="propagate-scales before")
-        found = analyse(module)
+        names = [n.result for n in module.nodes if isinstance(n.op, (Requant, NeuronStem)) and self.selects(n)]
         moved: list[str] = []
-        unseen: list[str] = []
+        while new := self._seen(module, [name for name in names if name not in moved]):
+            module = _with(module, self.name, {name: self._in_codes(module, name) for name in new})
+            moved += new
+        cut = self._unseen(module, [name for name in names if name not in moved])
+        rest = len(names) - len(moved)
+        context.note(f"biases in steps of codes: {_listed(moved) or 'none'}; {rest} fit {self.register} bits")
+        if cut:
+            what = "biases of channels that always give the same code cut, which changes none"
+            context.note(f"{what}: {_listed(cut)}")
+        return _with(module, self.name, cut)
 
-        def step(node: Node, rewriter: Rewriter) -> str | None:
+    def _seen(self, module: Module, names: Sequence[str]) -> list[str]:
+        """The laws to move: with a bias beyond its register that some sum shows, or that no cut makes fit."""
+        if self.when == "always":
+            return list(names)
+        return [
+            name for name, add in self._unseen(module, names).items() if self._wide(_given(module, name, add)).any()
+        ]
+
+    def _unseen(self, module: Module, names: Sequence[str]) -> dict[str, Array]:
+        """Laws with a bias beyond its register: their constants, where what no sum shows is cut."""
+        wide = {name: bad for name in names if (bad := self._wide(module.definitions[name].op)).any()}
+        found = analyse(module) if wide else {}
+        made = {}
+        for name, bad in wide.items():
+            node = module.definitions[name]
             op: Any = node.op
-            if not isinstance(op, (Requant, NeuronStem)):
-                return None
             law = op.law if isinstance(op, NeuronStem) else op.triple
-            near = nearest(*law, decided(node, module, found))
-            wide, add = (channelwise(v, near.ndim) for v in (self._wide(op), op.add.values))
-            if (wide & (near != add)).any():
-                unseen.append(f"%{node.result}")
-                op = attrs.evolve(op, add=Array.of(np.where(wide, near, add).astype(np.int64)))
-            if self.when == "always" or self._wide(op).any():
-                moved.append(f"%{node.result}")
-                op = attrs.evolve(op, add=self._in_codes(node, op))
-            if op is node.op:
-                return None
-            return rewriter.emit(op, *(rewriter.now(o) for o in node.operands), name=node.result, origin=node.origin)
-
-        after = self.walk(Rewriter(module, self.name), step)
-        rest = sum(isinstance(n.op, (Requant, NeuronStem)) and self.selects(n) for n in module.nodes) - len(moved)
-        context.note(f"biases in steps of codes: {', '.join(moved) or 'none'}; {rest} fit {self.register} bits")
-        if unseen:
-            context.note(
-                f"biases of channels that always give the same code cut, which changes none: {', '.join(unseen)}"
-            )
-        return after
+            near = nearest(law, decided(node, module, found))
+            bad, add = (channelwise(v, near.ndim) for v in (bad, op.add.values))
+            made[name] = Array.of(np.where(bad, near, add).astype(np.int64))
+        return made
 
     def _wide(self, op: Any) -> NDArray[np.bool_]:
-        """The biases that would not fit their register: in steps of the sum, or, with ``always``, in those of codes."""
-        if self.when == "always":
-            return _beyond(_codes(op), self.bits)
+        """The biases that would not fit their register, in steps of the sum; none with ``always``."""
         bias = op.add.values.astype(object) - _steps(op) // 2
         factors = np.abs(op.mul.values.astype(object).reshape(len(op.mul.values), -1)).min(axis=1)
-        return _beyond(np.abs(bias) // np.maximum(channelwise(factors, bias.ndim), 1), self.register)
+        wide = _beyond(np.abs(bias) // np.maximum(channelwise(factors, bias.ndim), 1), self.register)
+        return wide & (self.when == "needed")
 
-    def _in_codes(self, node: Node, op: Any) -> Array:
-        """The constants of biases in whole codes."""
-        codes, each = _codes(op), _steps(op)
+    def _in_codes(self, module: Module, name: str) -> Array:
+        """The constants of biases in whole codes; half a step stands in them, so that division rounds."""
+        node = module.definitions[name]
+        op: Any = node.op
+        each = _steps(op)
+        codes = op.add.values.astype(object) // each
         if _beyond(codes, self.bits).any():
             needed = max(int(codes.max()), ~int(codes.min())).bit_length() + 1
             raise error(
                 "E-VRANGE",
-                f"%{node.result} has biases of {codes.min()}..{codes.max()} codes, and {self.bits} bits hold "
+                f"%{name} has biases of {codes.min()}..{codes.max()} codes, and {self.bits} bits hold "
                 f"-{2 ** (self.bits - 1)}..{2 ** (self.bits - 1) - 1}",
                 from_=str(node.origin),
                 fix=f"bits={needed}" if needed <= MOST_BITS else "layers= leaves this one as it is",
@@ -101,13 +110,29 @@ class CalibrateBias(Pass):
         return Array.of((codes * each + each // 2).astype(np.int64))
 
 
+def _given(module: Module, name: str, add: Array) -> Any:
+    op: Any = module.definitions[name].op
+    return attrs.evolve(op, add=add)
+
+
+def _with(module: Module, step: str, adds: Mapping[str, Array]) -> Module:
+    """The module with other constants."""
+    rewriter = Rewriter(module, step)
+    for node in module.nodes:
+        if node.result in adds:
+            op = _given(module, node.result, adds[node.result])
+            rewriter.emit(op, *(rewriter.now(o) for o in node.operands), name=node.result, origin=node.origin)
+        else:
+            rewriter.keep(node)
+    return rewriter.finish()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"%{name}" for name in names)
+
+
 def _beyond(numbers: NDArray[Any], bits: int) -> NDArray[np.bool_]:
     return np.asarray((numbers >= 2 ** (bits - 1)) | (numbers < -(2 ** (bits - 1))), dtype=bool)
-
-
-def _codes(op: Any) -> NDArray[Any]:
-    """Biases in whole codes; half a step stands in the constants, so that this rounds."""
-    return np.asarray(op.add.values.astype(object) // _steps(op))
 
 
 def _steps(op: Any) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from spir.contracts import Bounded, Calibrated, Contract
 from spir.errors import SpirError, error
 from spir.ir import Array, Module, Node, Op, Origin
-from spir.ops._linear import LinearMap, WeightedMap, channelwise, per_channel
+from spir.ops._linear import LinearMap, Relabelling, WeightedMap, channelwise, per_channel
 from spir.ops.add import Add
 from spir.ops.batch_norm import BatchNorm
 from spir.ops.concat import Concat
@@ -35,6 +35,8 @@ THRESHOLD = 8
 """Bits that an integer threshold has at least; more where more codes ask for them, so that none is moved by 1/8."""
 CUT = Fraction(10, 9)
 """How much of a range steps that are whole may leave out: a tenth."""
+WHOLE_BITS = 4
+"""Bits of the multiples of steps that are whole, so that scaled integration divides what lies beyond them."""
 FINER = 16
 """Bits that a code is multiplied by where a bias is added to it."""
 
@@ -50,9 +52,10 @@ class PropagateScales(Pass):
     unequal scales, ``wide`` multiplies them by integers of ``width`` bits to one fine scale; ``rescale`` requantises
     each branch that is no activation by a signed code, over the range that the calibration data reach, in steps that
     are a power of two times those of the other branch. Branches that ``width`` bits cannot join are rescaled; notes say
-    at what cost. With ``whole`` steps of codes behind pools and joins, whose sums have one scale, are whole multiples
-    of it, the least that leave out a tenth of the range at most: a divisor is their law, without a multiplier. What the
-    host computes behind the last layer reads the dequantised readout.
+    at what cost. With ``whole`` steps of activations behind pools and joins, whose sums have one scale, are whole
+    multiples of it of 4 bits, the least that leave out a tenth of the range at most: a divisor is their law, without a
+    multiplier. What meets others in a concatenation keeps its step. What the host computes behind the last layer reads
+    the dequantised readout.
     """
 
     name: ClassVar[str] = "propagate-scales"
@@ -113,7 +116,7 @@ class _Walk:
                 code = self.rewriter.emit(node.op, self.rewriter.now(node.operands[0]), name=name, origin=node.origin)
                 self.rewriter.replace(node.result, code)
             case Quantize() if operands:
-                op = self.whole(node.op, operands[0])
+                op = self.whole(node, operands[0])
                 self.carried[node.result] = _Carried(self.requant(node, op, operands[0], self.named(node)))
             case LinearMap() if operands:
                 self.carried[node.result] = self.linear(node, node.op, operands)
@@ -190,15 +193,31 @@ class _Walk:
         requant = self.threshold(node, op, x) if self.step_.grid == "threshold" else self.solve(node, op, x)
         return self.rewriter.emit(requant, x.value, name=name, origin=node.origin)
 
-    def whole(self, op: Quantize, x: _Carried) -> Quantize:
+    def whole(self, node: Node, x: _Carried) -> Quantize:
         """With ``whole``, codes in whole steps of the sum, where that has one scale."""
+        assert isinstance(node.op, Quantize)  # the caller asked
         scale = scale_of(self.rewriter.type(x.value))
-        if not self.step_.whole or scale.size > 1:
-            return op
-        times = Fraction(op.scale) / scale.known[0]
-        multiple = max(1, math.floor(times))
-        multiple += times > multiple * CUT
-        return attrs.evolve(op, scale=float(scale.known[0] * multiple))
+        if not self.step_.whole or scale.size > 1 or self.concatenated(node):
+            return node.op
+        times = Fraction(node.op.scale) / scale.known[0]
+        grain = 2 ** max(0, math.floor(times / CUT).bit_length() - WHOLE_BITS)
+        multiple = max(1, grain * math.ceil(times / CUT / grain))
+        if multiple > 2 * times:
+            self.context.note(
+                f"%{self.named(node)}: steps {float(multiple / times):.2g} times as coarse, as those of its sum are"
+            )
+        return attrs.evolve(node.op, scale=float(scale.known[0] * multiple))
+
+    def concatenated(self, node: Node) -> bool:
+        """Whether codes meet others in a concatenation, where all have one scale."""
+        found = [node.result]
+        for value in found:
+            for reader in self.rewriter.module.readers[value]:
+                if isinstance(reader.op, Concat):
+                    return True
+                if isinstance(reader.op, (Dequantize, Relabelling, MaxPool, Scaling, Shift)):
+                    found.append(reader.result)
+        return False
 
     def solve(self, node: Node, op: Quantize, x: _Carried) -> Requant:
         """The triple: per channel the finest grid 2^s whose multiplier fits ``bits`` and whose products fit a register.

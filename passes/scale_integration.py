@@ -16,7 +16,7 @@ from spir.errors import Diagnostic, SpirError, error, raise_all
 from spir.ir import Array, Module, Node
 from spir.ops._accumulation import MOST, errors, frame_bounds, scaled
 from spir.ops._linear import Relabelling, channelwise
-from spir.ops._threshold import Divisor, divisors
+from spir.ops._threshold import Divisor, divisors, nearest
 from spir.ops.integrate import Integrate
 from spir.ops.max_pool import MaxPool
 from spir.ops.neuron_stem import NeuronStem
@@ -24,7 +24,7 @@ from spir.ops.requant import Requant
 from spir.options import option
 from spir.ranges import Ranges, analyse
 from spir.rewriting import Context, Pass, Rewriter
-from spir.types import Integers, Interval, Train, scale_of, weights
+from spir.types import Integers, Interval, Tensor, Train, scale_of, weights
 
 SAMPLES = 64
 """Calibration samples that the error of every layer is measured on."""
@@ -68,8 +68,9 @@ class ScaleIntegration(Pass):
         raise_all(refusal for n in nodes if (refusal := self._sum(n, found[n.operands[0]])) is not None)
         seen = self._seen(nodes, module, context) if self.r == "data" else {}
         chosen = {n.result: self._chosen(n, module, found, seen) for n in nodes}
+        sums = {n.result: self._reach(n, module, found, _shift(chosen[n.result])) for n in nodes}
         room = {n.result: self._room(n, chosen[n.result], found, seen) for n in nodes} if self.r == "data" else {}
-        walk = _Walk(self, Rewriter(module, self.name), context, chosen, room)
+        walk = _Walk(self, Rewriter(module, self.name), context, chosen, sums, room)
         for node in module.nodes:  # laws behind a chosen sum follow it, whatever `layers` says
             if (value := walk.step(node)) is None:
                 walk.rewriter.keep(node)
@@ -145,7 +146,8 @@ class ScaleIntegration(Pass):
             f"register of {width} bits",
             from_=str(node.origin),
             fix="calibrate-range{pools=on} where average pools are read, propagate-scales{join=rescale} where branches "
-            "meet, or quantize with fewer bits of weights",
+            f"meet, both in @sdann; or weights of fewer bits, by {max(frame.bits) - width}: quantize{{weights=...}}, "
+            "@sdann{weights=...}",
         )
 
     def _seen(self, nodes: list[Node], module: Module, context: Context) -> dict[str, Extent]:
@@ -166,7 +168,6 @@ class ScaleIntegration(Pass):
         """r, ``[1]`` or ``[C]``."""
         (type_, *_), read = module.operand_types(node), found[node.operands[0]]
         assert type_.train is not None  # only those accumulate
-        offset = np.zeros(1, dtype=object) if self.divisor is None else _offset(node)
         channels = type_.shape[0]
         by = np.zeros(channels, dtype=np.int64)
         for r in range(MOST):
@@ -178,7 +179,7 @@ class ScaleIntegration(Pass):
             held = held | (held + bias) if bias is not None else held
             fits = np.array([bits <= self.bits for bits in held.broadcast(channels).bits])
             if self.divisor is not None and isinstance(node.op, NeuronStem):
-                fits &= self._divides(node, r, held.broadcast(channels), offset)
+                fits &= self._divides(node.op, r, type_, held, self._reach(node, module, found, r))
             by = np.where((by == r) & ~fits, r + 1, by)
             if (by <= r).all():
                 break
@@ -199,7 +200,8 @@ class ScaleIntegration(Pass):
                     f"%{node.result} would be divided by {float(quotients[least]):.2g} in channel {least}, and the "
                     "least divisor is 1",
                     from_=str(node.origin),
-                    fix="per=channel, r=data, or more bits" if self.per == "layer" else "r=data, or more bits",
+                    fix="per=channel, " * (self.per == "layer")
+                    + "more bits, fewer bits of codes, or r=data where the register saturates (overflow=saturate)",
                 )
         return by
 
@@ -214,18 +216,21 @@ class ScaleIntegration(Pass):
         filled = f"states of the data fill {100 * most / limit:.0f} % of the register"
         return f"{filled}, proved bounds {100 * proved / limit:.0f} %"
 
-    def _divides(self, node: Node, r: int, held: Interval, offset: Any) -> NDArray[np.bool_]:
+    def _reach(self, node: Node, module: Module, found: Mapping[str, Ranges], shift: int | Array) -> Interval | None:
+        """Proved bounds of the sum of all frames in 2^r; None where its register may saturate on the way."""
+        if self.r == "data":
+            return None
+        read = found[node.operands[0]]
+        return frame_bounds(read.first, read.rest, weights("bits", module.operand_types(node)[0].steps), shift)[0]
+
+    def _divides(self, op: NeuronStem, r: int, x: Tensor, held: Interval, z: Interval | None) -> NDArray[np.bool_]:
         """Whether a divisor within the limit stands for the law at r, channel by channel, and the state holds it."""
-        op: Any = node.op
-        limit = 2 ** (self.bits - 1) - 1
-        fits = []
-        rows = np.broadcast_to(offset, (len(held.lo), *offset.shape[1:])).reshape(len(held.lo), -1)
-        quotients = _quotients(op, np.array([r]), len(held.lo))
-        for q, lo, hi, row in zip(quotients, held.lo, held.hi, rows, strict=True):
-            d = _whole(q)
-            inside = hi + row.max() * d <= limit and lo + row.min() * d >= -limit
-            fits.append(d <= (self.divisor or 0) and d * 2 ** (op.bits - 1) <= limit and inside)
-        return np.array(fits)
+        channels, limit = x.shape[0], 2 ** (self.bits - 1) - 1
+        _, add, div = divided(op, np.array([r]), x.steps, z)
+        rows = np.broadcast_to(add.values, (channels, *add.values.shape[1:])).reshape(channels, -1).astype(object)
+        by, state = np.broadcast_to(divisors(div).astype(object), (channels,)), held.broadcast(channels)
+        inside = (state.hi + rows.max(axis=1) <= limit) & (state.lo + rows.min(axis=1) >= -limit)
+        return np.array((by <= self.divisor) & (by * 2 ** (op.bits - 1) <= limit) & inside, dtype=bool)
 
 
 @attrs.frozen(eq=False)
@@ -236,6 +241,7 @@ class _Walk:
     rewriter: Rewriter
     context: Context
     chosen: Mapping[str, Integers]
+    sums: Mapping[str, Interval | None]
     room: Mapping[str, str]
     behind: dict[str, int] = attrs.field(factory=dict)
     """Scaled integers of the old module, and how many frames were summed."""
@@ -288,7 +294,8 @@ class _Walk:
     def _law(self, node: Node, op: Any, by: Integers, steps: int) -> Law:
         """The law on sums that count in 2^r, without the mean of what rounding adds."""
         limit = self.step_.divisor
-        mul, add, div = (rescaled if limit is None else divided)(op, by, steps)
+        made = rescaled(op, by, steps) if limit is None else divided(op, by, steps, self.sums.get(node.result))
+        mul, add, div = made
         pairs = _pairs(mul.values, divisors(div))
         size = max(len(pairs), len(by))
         each = np.broadcast_to(by, (size,))
@@ -384,15 +391,6 @@ def _each(rule: Callable[..., Any], *x: Any) -> Any:
     return np.vectorize(rule, otypes=[object])(*x)
 
 
-def _offset(node: Node) -> Any:
-    """The constant of the law in codes, the half of round-half-up among it; ``[...]`` as `add` is."""
-    op: Any = node.op
-    if not isinstance(op, (NeuronStem, Requant)):
-        return np.zeros(1, dtype=object)
-    add, div = op.add.values.astype(object), divisors(op.div).astype(object)
-    return _ratio(add, channelwise(div, add.ndim))
-
-
 def _ratio(a: Any, b: Any) -> Any:
     return _each(lambda x, y: Fraction(int(x), int(y)), a, b)
 
@@ -441,8 +439,11 @@ def rescaled(op: Any, by: Integers, steps: int) -> Law:
     return _arrays(raised, np.array(rows, dtype=object), lowered)
 
 
-def divided(op: Any, by: Integers, steps: int) -> Law:
-    """The law without multiplier: one divisor a channel, and the constant in steps of the sum."""
+def divided(op: Any, by: Integers, steps: int, z: Interval | None = None) -> Law:
+    """The law without multiplier: one divisor a channel, and the constant in steps of the sum.
+
+    Where sums lie within ``z``, the smallest constants that give the same codes (`nearest`).
+    """
     offset = _ratio(op.add.values.astype(object), channelwise(divisors(op.div).astype(object), op.add.values.ndim))
     size = max(len(by), len(divisors(op.div)), len(op.mul.values), len(offset))
     each = np.broadcast_to(by, (size,))
@@ -451,7 +452,11 @@ def divided(op: Any, by: Integers, steps: int) -> Law:
     for row, d, r in zip(np.broadcast_to(offset, (size, *offset.shape[1:])), whole, each, strict=True):
         mean = errors(int(r), steps)[1]
         rows.append(_each(lambda x, d=d, m=mean: math.floor(x * d - m), row))
-    return _arrays(np.array([1], dtype=object), np.array(rows, dtype=object), np.array(whole, dtype=object))
+    law = _arrays(np.array([1], dtype=object), np.array(rows, dtype=object), np.array(whole, dtype=object))
+    if z is None:
+        return law
+    mul, _, div = law
+    return mul, Array.of(nearest((*law, *op.clip), z).astype(np.int64)), div
 
 
 def _arrays(mul: Any, add: Any, div: Any) -> Law:

@@ -167,6 +167,10 @@ class Sparsify(Pass):
             f"{len(found.settings)} of {len(search.trains)} trains thinned: {saved:.1f} % fewer synaptic operations "
             f"there, {found.drop:.2f} points of {search.measure} lost on {len(search.x)} samples"
         )
+        if search.agreed is not None:
+            chance = 1 / made.types[made.output].shape[0]
+            wrong = "; no better than chance, so that the budget holds nothing: are the labels right?"
+            context.note(f"{100 * search.agreed:.2f} % of the labels before{wrong * (search.agreed <= chance)}")
         if not found.settings:
             context.note(f"nothing was found within {self.max_drop} points: the network stays as it is")
         clauses = self.settled(search.module, made)

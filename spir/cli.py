@@ -25,6 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import spir
 from spir import artifact, difference, driver, options, pipeline, store
+from spir.backend import Counting
 from spir.discovery import find, names
 from spir.errors import SpirError, error
 from spir.ir import Module
@@ -218,6 +219,11 @@ def _run(arguments: argparse.Namespace) -> Result:
     if report is not None:
         data["report"] = report.json()
         lines.append(str(report))
+    elif isinstance(compiled.executable, Counting) and compiled.executable.simulates:
+        found = compiled.overflows(x)
+        data["overflows"] = [{"value": v, "register": r, "times": int(c.sum())} for (v, r), c in found.items()]
+        each = (f"{v} {r} {c.sum()}" for (v, r), c in found.items())
+        lines.append(f"overflows: {', '.join(each) or 'none on these samples'}")
     if arguments.save_output:
         target = Path(arguments.save_output)
         with target.open("wb") as file:

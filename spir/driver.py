@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -230,10 +230,10 @@ class Compiled:
                 counter.add(*ready.run_counting(part, counter.keep))
             else:
                 counter.add(ready.run(part, counter.keep))
-        samples, name = count(self.module, batch), str(self.backend.name)
+        samples, name = count(self.module, batch), f"{self.backend.name}{spelled(self.backend)}"
         if chip is None:
             return counter.finish(samples, self.journal, self.source, name)
-        owner = chip.name if profile is not None else f"{name}{spelled(self.backend)}"
+        owner = chip.name if profile is not None else name
         registers, prices = Registers.of(chip, owner), Prices.of(chip)
         return counter.finish(samples, self.journal, self.source, name, registers, (prices,) if prices else ())
 
@@ -361,7 +361,20 @@ def compile(  # noqa: A001 - the word of the field
         "check": check,
     }
     stages = (Stage("frontend", module), *outcome.stages)
-    return Compiled(outcome.module, runner, outcome.journal, stages, source, runner.prepare(outcome.module))
+    try:
+        ready = runner.prepare(outcome.module)
+    except SpirError as refusal:
+        raise refusal if not outcome.passes else _behind(refusal, outcome.passes) from None
+    return Compiled(outcome.module, runner, outcome.journal, stages, source, ready)
+
+
+def _behind(refusal: SpirError, passes: Sequence[Pass]) -> SpirError:
+    """A backend's refusal, with what ran before it: fixes name passes that may stand there."""
+    *others, last = refusal.diagnostics
+    told = last.note("ran", pipeline.spell(passes)).note(
+        "hint", "a pass that ran takes its options there, not behind it"
+    )
+    return SpirError(*others, told)
 
 
 def _fastest(module: Module) -> Executable:
@@ -381,7 +394,7 @@ def load(path: str | Path, backend: str | Backend | None = None) -> Compiled:
         SpirError[artifact]: not an artifact, a newer one, or a damaged one. SpirError[io]: it cannot be read.
     """
     saved = artifact.read(Path(path))
-    if backend is None:
+    if not backend:
         with located(also=f"{path} was saved for {saved.backend}; any other backend may be named to run it"):
             chosen = backend_of(saved.backend)
     else:
@@ -456,7 +469,7 @@ def _gathered(data: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
                 f"data is of type {type(data).__name__}",
                 fix="give an array, a tensor, a DataLoader or an iterable",
             ) from None
-        if isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
+        if isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair(*data):
             given = iter([data])
         batches = []
         for batch in given:

@@ -356,8 +356,8 @@ class Report:
             held = f"sums in {r.sum_bits} bits and states in {r.state_bits}{guessed}"
             lines.append(f"room: {r.owner} holds {held}, less the proved need")
         if self.overflows is not None:
-            found = (f"{o.value} {o.register} {o.times:.1f} in {o.channels} channels" for o in self.overflows)
-            lines.append(f"overflows: {'; '.join(found) or 'none on these samples'}")
+            found = (f"{o.value} {o.register} {o.times:.4g} in {o.channels} channels" for o in self.overflows)
+            lines.append(f"overflows on {self.backend}: {'; '.join(found) or 'none on these samples'}")
         return lines
 
     def _priced(self) -> list[str]:

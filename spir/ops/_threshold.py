@@ -70,12 +70,13 @@ def law_bounds(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interv
     return found.map(lambda ends: np.clip(ends // by, lo, hi))
 
 
-def nearest(mul: Array, add: Array, div: Divisor, lo: int, hi: int, x: Interval) -> NDArray[Any]:
-    """``add`` of channels that give one end of the clip for every z within ``x``, the nearest to ``div // 2`` that do.
+def nearest(triple: Triple, x: Interval) -> NDArray[Any]:
+    """``add`` with which every z within ``x`` gives the code that it gave, and biases are as near to 0 as can be.
 
-    So the bias, what stands in ``add`` beside the half of round-half-up, is as small as it can be. Other channels keep
-    their constants. Python integers, ``[1]``, ``[C]`` or of the full shape.
+    The bias is what stands in ``add`` beside the half of round-half-up. Constants change where all z give one end of
+    the clip; others stay. Python integers, ``[1]``, ``[C]`` or of the full shape.
     """
+    mul, add, div, lo, hi = triple
     rank = max(mul.values.ndim, add.values.ndim)
     m, a, d, low, high = (
         channelwise(v.astype(object), rank) for v in (mul.values, add.values, divisors(div), x.lo, x.hi)

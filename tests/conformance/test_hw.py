@@ -260,7 +260,8 @@ def test_a_narrow_accumulator_is_refused_with_its_first_layer(collapse):
         wide = "the accumulator of %z needs 17 bits in channel 1, and registers have 8: it may be 32768, 32641 beyond"
         others = [line for line in more if line.startswith("error")]
         assert others == {8: [f"error[E-VRANGE]: {wide}"], 16: []}[bits]
-        assert f"scale-integration{{bits={bits}}} keeps states narrow" in str(refusal.value)
+        way = f"scale-integration{{bits={bits}}}, or @sdann{{accumulator={bits}}} keeps states narrow"
+        assert way in str(refusal.value)
     x = stored_input(module.types["x"], np.random.default_rng(13))
     found = Hw(collapse=collapse, accumulator=17).prepare(module).run(x)
     same(found["z"], np.tensordot(2 ** np.arange(7, -1, -1), x, 1) @ [[1, 100, -1], [1, 28, -2]] + [0, 128, 0])

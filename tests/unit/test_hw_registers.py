@@ -492,7 +492,7 @@ def test_a_compiled_network_tells_its_overflows(chip):
     told = snn.report(x).overflows
     counted = {(o.value, o.register): (o.channels, round(o.times * len(x))) for o in told}
     assert counted == {k: (int((v > 0).sum()), int(v.sum())) for k, v in found.items()}
-    assert f"{told[0].value} {told[0].register} {told[0].times:.1f} in" in str(snn.report(x))
+    assert f"{told[0].value} {told[0].register} {told[0].times:.4g} in" in str(snn.report(x))
     assert spir.compile(snn.module, [], backend="hw").report(x).overflows is None
     with pytest.raises(SpirError, match=r"E-ISUM|E-VRANGE"):
         spir.compile(snn.module, [], backend=Hw(profile=narrow))

@@ -292,6 +292,15 @@ def test_whole_steps_behind_pools_and_joins_are_multiples_of_those_of_the_sum(fa
     assert np.abs(np.minimum(fine, 255 * steps[1]) - coarse).max() <= sum(steps) / 2 + 1e-9
 
 
+def test_codes_that_a_concatenation_joins_keep_the_step_that_they_share():
+    lines = (
+        *(("w", conv(2), "x"), ("a", Relu(), "w"), ("p", AvgPool((3, 3), (1, 1), (1, 1, 1, 1)), "a")),
+        *(("c", Concat(), "a p"), ("f", conv(3, inputs=4, kernel=1), "c"), ("g", Relu(), "f")),
+    )
+    free, whole = (run(network(*lines), WHOLE + more, images()) for more in ("}", ", whole=on}"))
+    assert whole == free
+
+
 def test_rescale_takes_signed_codes_in_steps_a_power_of_two_from_the_other_branch():
     integer = run(joined(factor=20.0), TO_INTEGERS + "{join=rescale}", images())
     assert [n.result for n in ops_of(integer, Requant)] == ["a", "b.code", "d"]

@@ -208,7 +208,7 @@ def test_a_sum_of_one_step_beyond_its_register_is_refused_with_its_channel():
         "       from: net.y (net.py line 7)\n"
         "       pass: scale-integration\n"
         "        fix: calibrate-range{pools=on} where average pools are read, propagate-scales{join=rescale} where "
-        "branches meet, or quantize with fewer bits of weights"
+        "branches meet, both in @sdann; or weights of fewer bits, by 1: quantize{weights=...}, @sdann{weights=...}"
     )
     assert shifts(op_of(run(neuron(32767, 0, 4), "scale-integration"), "y").shift)[0] > 0
 
@@ -300,6 +300,40 @@ def test_a_bias_that_no_sum_shows_is_cut_to_its_register_and_changes_no_code(mul
     expected = [add[c] if c not in wide else wide[c] + div // 2 for c in range(2)]
     assert np.broadcast_to(after.add.values, 2).tolist() == expected
     assert [codes(after, c) for c in range(2)] == [codes(op, c) for c in range(2)]
+
+
+def test_a_layer_that_moves_cuts_nothing_so_that_channels_that_are_off_stay_off():
+    op = Requant(Array.of([1]), Array.of([50 + 33, 50 - 9000]), 100, 0, 15, 1.0)
+    before = network(("b", op, "x"), shape=(2,), encoding=Int(0, 160, ONE))
+    after: Any = op_of(run(before, "calibrate-bias{register=6}"), "b")
+    assert after.add.values.tolist() == [50, 50 - 9000]
+
+
+def test_what_no_sum_shows_is_judged_behind_the_layers_that_moved():
+    """%a moves from {1} to {1, 2}, and a bias of %b cut for 1 alone would let 2 through."""
+    lines = (
+        ("a", Requant(Array.of([1]), Array.of([110]), 100, 0, 15, 1.0), "x"),
+        ("b", Requant(Array.of([100]), Array.of([-75000]), 1, 0, 255, 1.0), "a"),
+    )
+    before = network(*lines, shape=(1,), encoding=Int(0, 59, ONE))
+    after = run(before, "calibrate-bias{register=6}")
+    x = np.arange(60).reshape(60, 1)
+    codes = [set(np.ravel(interpreter.run(after, x, name)[name]).tolist()) for name in "ab"]
+    assert codes == [{1, 2}, {0}]
+    assert op_of(after, "b").add.values.tolist() == [-200]
+
+
+def test_a_channel_that_is_off_costs_the_others_no_divisors():
+    found = []
+    for bias in (-1.0, -500.0):
+        layers = (("a", conv(3, bias=Array.of([0.7, bias, 0.1])), "x"), ("b", Relu(), "a"))
+        fused = run(network(*layers), FUSED, images(40))
+        after = run(fused, "scale-integration{bits=12, divisor=255}")
+        found.append(shifts(op_of(after, "b").shift).max())
+        x = images(30)
+        codes = [m.types["b"].decode(interpreter.run(m, x, "b")["b"])[:, 1] for m in (fused, after)]
+        assert bias > -500 or not np.any(codes)
+    assert found[1] <= found[0] + 1
 
 
 def test_a_channel_that_no_input_wakes_does_not_move_its_layer():

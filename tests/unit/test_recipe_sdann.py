@@ -85,6 +85,21 @@ def test_the_recipe_is_text_and_options_left_out_leave_their_clause_out():
         pipeline.parse("@sdann{per=channel}")
 
 
+def test_a_guaranteed_scale_holds_where_registers_wrap_and_chips_divide():
+    passes, chip = "@sdann{accumulator=14, divisor=255}", "profile=darwin3, accumulator=14"
+    snn, wraps = (
+        spir.compile(detector(), passes, data=X, backend=f"hw{{{chip}{more}}}", check="off")
+        for more in ("", ", overflow=wrap")
+    )
+    np.testing.assert_array_equal(snn(X), wraps(X))
+    assert not wraps.overflows(X)
+    data = passes.replace("divisor", "r=data, divisor")
+    with pytest.raises(SpirError, match=r"E-CALIB-OVF") as caught:
+        spir.compile(detector(), data, data=X, backend=f"hw{{{chip}, overflow=wrap}}", check="off")
+    assert "scale-integration{bits=14, r=guaranteed, divisor=255}, or @sdann{accumulator=14, r=g" in str(caught.value)
+    assert "ran: canonicalize, fold-bn, calibrate-range{pools=on}" in str(caught.value)
+
+
 def test_what_is_scaled_is_not_scaled_again_and_runs_where_frames_are_seen():
     snn = spir.compile(detector(), "@sdann{accumulator=14}", data=X, check="off")
     with pytest.raises(SpirError, match=r"is scaled already(.|\n)*or to @sdann\{accumulator=16, r="):
