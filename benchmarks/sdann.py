@@ -178,7 +178,7 @@ def bounded(name: str, notes: list[str]) -> dict[str, str]:
     moved = next(note for note in notes if note.startswith("biases in steps of codes"))
     return {
         "r": found[1],
-        "bound": bound + ", and half a code of its bias" * (f"%{name}," in f"{moved.split(';')[0]},"),
+        "bound": bound + ", and half a code of a bias" * bool(re.search(rf"%{re.escape(name)}(,|;| \()", moved)),
     }
 
 

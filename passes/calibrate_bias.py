@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -22,6 +22,8 @@ from spir.rewriting import Context, Pass, Rewriter
 
 MOST_BITS = 32
 """Of a bias."""
+Moved = NDArray[np.bool_]
+"""Which constants of a law stand for whole codes."""
 
 
 @attrs.frozen
@@ -30,9 +32,9 @@ class CalibrateBias(Pass):
 
     A bias in steps of the sum, S_b = S_w S_x, needs more bits than a chip has: with S_b := S_y it fits those of a code,
     ``q_b = round(b / S_y)``, at the price of half a code at most. ``when = needed`` does so where a bias in steps of
-    the sum, in 2^r of them behind scale-integration, would not fit ``register`` bits, and ``always`` everywhere. In
-    layers that stay, a bias that does not fit, of a channel that no sum brings to another code than the least, or the
-    largest, becomes the nearest to 0 with which that is so: exact. A bias beyond ``bits`` is refused.
+    the sum, in 2^r of them behind scale-integration, would not fit ``register`` bits, channel by channel, and
+    ``always`` everywhere. A bias that does not fit, of a channel that no sum brings to another code than the least, or
+    the largest, becomes the nearest to 0 with which that is so: exact. A bias beyond ``bits`` is refused.
 
     Source: SDANN eqs 9 and 10 (the printed equations are lost: a reconstruction); what is exact is derived.
     """
@@ -51,68 +53,77 @@ class CalibrateBias(Pass):
         if not any(isinstance(n.op, (Requant, NeuronStem)) for n in module.nodes):
             raise error("type", f"{self.name} finds no biases of neurons", fix="propagate-scales before")
         names = [n.result for n in module.nodes if isinstance(n.op, (Requant, NeuronStem)) and self.selects(n)]
-        moved: list[str] = []
-        while new := self._seen(module, [name for name in names if name not in moved]):
-            module = _with(module, self.name, {name: self._in_codes(module, name) for name in new})
-            moved += new
-        cut = self._unseen(module, [name for name in names if name not in moved])
-        rest = len(names) - len(moved)
-        context.note(f"biases in steps of codes: {_listed(moved) or 'none'}; {rest} fit {self.register} bits")
+        moved: dict[str, Moved] = {}
+        while new := self._seen(module, names, moved):
+            module = _with(module, self.name, {name: self._in_codes(module, name, new[name]) for name in new})
+            moved |= {name: channels | moved.get(name, np.False_) for name, channels in new.items()}
+        cut = self._unseen(module, names, moved)
+        told = (f"%{name} ({m.sum()} of {m.size})" if not m.all() else f"%{name}" for name, m in moved.items())
+        context.note(
+            f"biases in steps of codes: {', '.join(told) or 'none'}; all others fit {self.register} bits"
+            if self.when == "needed"
+            else "biases in steps of codes: all"
+        )
         if cut:
             what = "biases of channels that always give the same code cut, which changes none"
-            context.note(f"{what}: {_listed(cut)}")
+            context.note(f"{what}: {', '.join(f'%{name}' for name in cut)}")
         return _with(module, self.name, cut)
 
-    def _seen(self, module: Module, names: Sequence[str]) -> list[str]:
-        """The laws to move: with a bias beyond its register that some sum shows, or that no cut makes fit."""
+    def _seen(self, module: Module, names: Sequence[str], moved: Mapping[str, Moved]) -> dict[str, Moved]:
+        """The constants to move: of biases beyond their register that some sum shows, or that no cut makes fit."""
         if self.when == "always":
-            return list(names)
-        return [
-            name for name, add in self._unseen(module, names).items() if self._wide(_given(module, name, add)).any()
-        ]
+            left = (name for name in names if name not in moved)
+            return {name: np.ones(_law_of(module, name).add.values.shape, dtype=bool) for name in left}
+        cut = self._unseen(module, names, moved)
+        laws = {name: _given(module, name, cut[name]) if name in cut else _law_of(module, name) for name in names}
+        new = {name: self._wide(law) & ~moved.get(name, np.False_) for name, law in laws.items()}
+        return {name: channels for name, channels in new.items() if channels.any()}
 
-    def _unseen(self, module: Module, names: Sequence[str]) -> dict[str, Array]:
-        """Laws with a bias beyond its register: their constants, where what no sum shows is cut."""
-        wide = {name: bad for name in names if (bad := self._wide(module.definitions[name].op)).any()}
-        found = analyse(module) if wide else {}
+    def _unseen(self, module: Module, names: Sequence[str], moved: Mapping[str, Moved]) -> dict[str, Array]:
+        """Constants of laws with biases beyond their register, where those that no sum shows are cut."""
+        wide = {name: self._wide(_law_of(module, name)) & ~moved.get(name, np.False_) for name in names}
+        found = analyse(module) if any(channels.any() for channels in wide.values()) else {}
         made = {}
-        for name, bad in wide.items():
-            node = module.definitions[name]
-            op: Any = node.op
+        for name in (name for name in names if wide[name].any()):
+            op = _law_of(module, name)
             law = op.law if isinstance(op, NeuronStem) else op.triple
-            near = nearest(law, decided(node, module, found))
-            bad, add = (channelwise(v, near.ndim) for v in (bad, op.add.values))
-            made[name] = Array.of(np.where(bad, near, add).astype(np.int64))
+            near = nearest(law, decided(module.definitions[name], module, found))
+            channels, add = (channelwise(v, near.ndim) for v in (wide[name], op.add.values))
+            if (channels & (near != add)).any():
+                made[name] = Array.of(np.where(channels, near, add).astype(np.int64))
         return made
 
-    def _wide(self, op: Any) -> NDArray[np.bool_]:
+    def _wide(self, op: Any) -> Moved:
         """The biases that would not fit their register, in steps of the sum; none with ``always``."""
         bias = op.add.values.astype(object) - _steps(op) // 2
         factors = np.abs(op.mul.values.astype(object).reshape(len(op.mul.values), -1)).min(axis=1)
         wide = _beyond(np.abs(bias) // np.maximum(channelwise(factors, bias.ndim), 1), self.register)
         return wide & (self.when == "needed")
 
-    def _in_codes(self, module: Module, name: str) -> Array:
-        """The constants of biases in whole codes; half a step stands in them, so that division rounds."""
-        node = module.definitions[name]
-        op: Any = node.op
-        each = _steps(op)
-        codes = op.add.values.astype(object) // each
+    def _in_codes(self, module: Module, name: str, channels: Moved) -> Array:
+        """Constants of which some stand for whole codes; half a step stands in them, so that division rounds."""
+        op = _law_of(module, name)
+        each, add = (channelwise(v, channels.ndim) for v in (_steps(op), op.add.values.astype(object)))
+        codes = np.where(channels, add // each, 0)
         if _beyond(codes, self.bits).any():
             needed = max(int(codes.max()), ~int(codes.min())).bit_length() + 1
             raise error(
                 "E-VRANGE",
                 f"%{name} has biases of {codes.min()}..{codes.max()} codes, and {self.bits} bits hold "
                 f"-{2 ** (self.bits - 1)}..{2 ** (self.bits - 1) - 1}",
-                from_=str(node.origin),
+                from_=str(module.definitions[name].origin),
                 fix=f"bits={needed}" if needed <= MOST_BITS else "layers= leaves this one as it is",
             )
-        return Array.of((codes * each + each // 2).astype(np.int64))
+        return Array.of(np.where(channels, codes * each + each // 2, add).astype(np.int64))
+
+
+def _law_of(module: Module, name: str) -> Any:
+    """The op of a law: requant or neuron_stem."""
+    return module.definitions[name].op
 
 
 def _given(module: Module, name: str, add: Array) -> Any:
-    op: Any = module.definitions[name].op
-    return attrs.evolve(op, add=add)
+    return attrs.evolve(_law_of(module, name), add=add)
 
 
 def _with(module: Module, step: str, adds: Mapping[str, Array]) -> Module:
@@ -125,10 +136,6 @@ def _with(module: Module, step: str, adds: Mapping[str, Array]) -> Module:
         else:
             rewriter.keep(node)
     return rewriter.finish()
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"%{name}" for name in names)
 
 
 def _beyond(numbers: NDArray[Any], bits: int) -> NDArray[np.bool_]:

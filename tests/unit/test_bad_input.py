@@ -480,7 +480,7 @@ RUNNERS = {
     "hw{overflow=clip}": ("option", "hw{overflow} called 'clip'", "error, refuse, saturate, wrap"),
     "hw{profile=darwin}": ("option", "there is no profile 'darwin'", "did you mean 'darwin3'?"),
     "hw{profile=gone.toml}": ("io", "the profile gone.toml cannot be read", "name a file"),
-    "hw{profile=darwin3}": ("E-VRANGE", "registers have 16", "scale-integration{bits=16}"),
+    "hw{profile=darwin3}": ("E-VRANGE", "registers have 16", "scale-integration{bits=16, divisor=255}"),
     "hw{device=cpu}": ("option", "there is no option of hw called 'device'", "collapse"),
     "serial{collapse=off}": ("option", "there is no option of serial called 'collapse'", "device"),
     "serial{device=0}": ("option", "serial{device} takes str, not 0", "cuda"),

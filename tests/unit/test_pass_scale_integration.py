@@ -293,20 +293,25 @@ def test_a_bias_that_no_sum_shows_is_cut_to_its_register_and_changes_no_code(mul
             bias += step
         return bias
 
-    wide = {c: nearest(c) for c in range(2) if not fits(add[c] - div // 2, c)}
-    if any(bias is None or not fits(bias, c) for c, bias in wide.items()):
-        assert not ((after.add.values - div // 2) % div).any()  # seen: all biases become whole codes
-        return
-    expected = [add[c] if c not in wide else wide[c] + div // 2 for c in range(2)]
-    assert np.broadcast_to(after.add.values, 2).tolist() == expected
-    assert [codes(after, c) for c in range(2)] == [codes(op, c) for c in range(2)]
+    for channel, made in enumerate(np.broadcast_to(after.add.values, 2).tolist()):
+        if fits(add[channel] - div // 2, channel):
+            assert made == add[channel]
+        elif (bias := nearest(channel)) is not None and fits(bias, channel):
+            assert made == bias + div // 2
+            assert codes(after, channel) == codes(op, channel)
+        else:  # a sum shows it: the nearest whole number of codes
+            assert made == add[channel] // div * div + div // 2
 
 
-def test_a_layer_that_moves_cuts_nothing_so_that_channels_that_are_off_stay_off():
-    op = Requant(Array.of([1]), Array.of([50 + 33, 50 - 9000]), 100, 0, 15, 1.0)
-    before = network(("b", op, "x"), shape=(2,), encoding=Int(0, 160, ONE))
+@pytest.mark.parametrize(("ends", "cut"), [((0, 20), 50), ((0, 70), 50 - 21), ((0, 160), 50 - 9000)])
+def test_one_channel_moves_and_another_that_is_off_stays_off(ends, cut):
+    """20 is off without a bias, 70 with one of -21, which fits 6 bits; what keeps 160 off does not, and stays."""
+    op = Requant(Array.of([1]), Array.of([50 + 33, 50 - 9000, 50 + 7]), 100, 0, 15, 1.0)
+    before = network(("b", op, "x"), shape=(3,), encoding=Int(*ends, ONE))
     after: Any = op_of(run(before, "calibrate-bias{register=6}"), "b")
-    assert after.add.values.tolist() == [50, 50 - 9000]
+    assert after.add.values.tolist() == [50, cut, 57]
+    always: Any = op_of(run(before, "calibrate-bias{when=always}"), "b")
+    assert always.add.values.tolist() == [50, 50 - 9000, 50]
 
 
 def test_what_no_sum_shows_is_judged_behind_the_layers_that_moved():
@@ -343,7 +348,7 @@ def test_a_channel_that_no_input_wakes_does_not_move_its_layer():
     context = Context(None, 0)
     after = pipeline.run(narrow, pipeline.parse("calibrate-bias{register=12}"), context).module
     assert context.notes == [
-        "biases in steps of codes: none; 1 fit 12 bits",
+        "biases in steps of codes: none; all others fit 12 bits",
         "biases of channels that always give the same code cut, which changes none: %b",
     ]
     x = images(30)
