@@ -171,6 +171,9 @@ class Sparsify(Pass):
             chance = 1 / made.types[made.output].shape[0]
             wrong = "; no better than chance, so that the budget holds nothing: are the labels right?"
             context.note(f"{100 * search.agreed:.2f} % of the labels before{wrong * (search.agreed <= chance)}")
+        single = 100 / len(search.x)
+        if self.max_drop is not None and single > self.max_drop:
+            context.note(f"one sample is {single:.3g} points, more than the budget: other samples may lose far more")
         if not found.settings:
             context.note(f"nothing was found within {self.max_drop} points: the network stays as it is")
         clauses = self.settled(search.module, made)

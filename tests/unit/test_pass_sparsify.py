@@ -156,6 +156,16 @@ def test_values_beyond_an_option_are_refused(clause):
         pipeline.parse(f"sparsify{{{clause}}}")
 
 
+@pytest.mark.parametrize("turn", [0, 3])
+def test_a_search_says_how_many_labels_the_network_had_right(turn):
+    x, y = images()
+    made = spir.compile(lenet(), SMALL, data=(x[:20], (y[:20] + turn) % 10), check="off")
+    _, note, few, *_ = made.journal[0].notes
+    assert few == "one sample is 5 points, more than the budget: other samples may lose far more"
+    wrong = "no better than chance, so that the budget holds nothing: are the labels right?"
+    assert note == ("100.00 % of the labels before" if not turn else f"0.00 % of the labels before; {wrong}")
+
+
 def test_settings_beyond_the_bits_are_refused_for_every_layer_at_once():
     found = text_of(refusal(two(STEM), "sparsify{rot=8}"))
     assert found.count("error[type]: rot = 8 of 8 bits") == 2
