@@ -39,6 +39,7 @@ class ScaleIntegration(Pass):
     ``r = guaranteed`` takes the least r with which no input whatever takes the state beyond ``bits``: the sums of the
     largest terms, with the very shift that is performed. ``r = data`` takes the least that holds the states of the
     calibration data: overflow is possible then, the accumulator must saturate, and notes say how much room was left.
+    With ``per = channel`` each channel has its own, but for readouts, whose channels are compared with each other.
     What rounding adds on average is taken out of the constant of the law. A sum of one step that does not fit its
     register is refused (E-ISUM): no r mends that. A layer with r = 0 stays exact; every other is bounded, and notes
     give the bound in steps of its codes, and the error on the first 64 samples where there are any.
@@ -190,7 +191,7 @@ class ScaleIntegration(Pass):
                 from_=str(node.origin),
                 fix="more bits, fewer bits of codes or weights, or a larger divisor",
             )
-        by = by if self.per == "channel" else by.max(keepdims=True)
+        by = by if self.per == "channel" and isinstance(node.op, NeuronStem) else by.max(keepdims=True)
         if self.divisor is not None and isinstance(node.op, NeuronStem):
             quotients = _quotients(node.op, by, channels)
             least = quotients.index(min(quotients))

@@ -328,6 +328,17 @@ def test_what_no_sum_shows_is_judged_behind_the_layers_that_moved():
     assert op_of(after, "b").add.values.tolist() == [-200]
 
 
+@pytest.mark.parametrize("r", ["guaranteed", "data"])
+def test_readouts_have_one_scale_because_classes_are_compared(r):
+    before = run(two_layers(), FUSED, images(40))
+    after = run(before, f"scale-integration{{bits=13, r={r}, per=channel}}", images(40))
+    (readout,) = (n for n in after.nodes if isinstance(n.op, Integrate))
+    assert readout.result == after.output
+    assert isinstance(readout.op.shift, int)
+    assert readout.op.shift > 0
+    assert (shifts(op_of(after, "b").shift).size == 3) == (r == "guaranteed")
+
+
 def test_a_channel_that_is_off_costs_the_others_no_divisors():
     found = []
     for bias in (-1.0, -500.0):
