@@ -315,8 +315,10 @@ class _Law:
         odd = self.div[(self.div & (self.div - 1)) != 0]
         if odd.size:
             message = f"%{self.name} divides by {odd[0]}, and {chip.name} shifts by powers of two"
-            fix = NO_PASS if chip.requant == "shift" else "propagate-scales{grid=shift}"
-            if chip.requant != "shift" and bool((self.mul.values == 1).all()):
+            fix = "propagate-scales{grid=shift}"
+            if chip.requant == "shift":
+                fix = NO_PASS
+            elif (self.mul.values == 1).all():
                 fix = f"scale-integration and @sdann without divisor, or {fix}"
             yield Over(self.node, message, fix, code="E-MULT-RANGE")
 

@@ -69,7 +69,8 @@ class ScaleIntegration(Pass):
         raise_all(refusal for n in nodes if (refusal := self._sum(n, found[n.operands[0]])) is not None)
         seen = self._seen(nodes, module, context) if self.r == "data" else {}
         chosen = {n.result: self._chosen(n, module, found, seen) for n in nodes}
-        sums = {n.result: self._reach(n, module, found, _shift(chosen[n.result])) for n in nodes}
+        divides = self.divisor is not None and self.r == "guaranteed"  # else no sum has bounds that a register keeps
+        sums = {n.result: _ends(n, module, found, _shift(chosen[n.result]))[0] for n in nodes if divides}
         room = {n.result: self._room(n, chosen[n.result], found, seen) for n in nodes} if self.r == "data" else {}
         walk = _Walk(self, Rewriter(module, self.name), context, chosen, sums, room)
         for node in module.nodes:  # laws behind a chosen sum follow it, whatever `layers` says
@@ -167,20 +168,21 @@ class ScaleIntegration(Pass):
 
     def _chosen(self, node: Node, module: Module, found: Mapping[str, Ranges], seen: Mapping[str, Extent]) -> Integers:
         """r, ``[1]`` or ``[C]``."""
-        (type_, *_), read = module.operand_types(node), found[node.operands[0]]
+        type_ = module.operand_types(node)[0]
         assert type_.train is not None  # only those accumulate
         channels = type_.shape[0]
         by = np.zeros(channels, dtype=np.int64)
         for r in range(MOST):
+            z: Interval | None = None
             if self.r == "guaranteed":
-                _, held = frame_bounds(read.first, read.rest, weights("bits", type_.steps), r)
+                z, held = _ends(node, module, found, r)
             else:
                 held = _reached(seen[node.operands[0]], r, type_.steps)
             bias = _bias_bounds(node, r)
             held = held | (held + bias) if bias is not None else held
             fits = np.array([bits <= self.bits for bits in held.broadcast(channels).bits])
             if self.divisor is not None and isinstance(node.op, NeuronStem):
-                fits &= self._divides(node.op, r, type_, held, self._reach(node, module, found, r))
+                fits &= self._divides(node.op, r, type_, held, z)
             by = np.where((by == r) & ~fits, r + 1, by)
             if (by <= r).all():
                 break
@@ -217,13 +219,6 @@ class ScaleIntegration(Pass):
         filled = f"states of the data fill {100 * most / limit:.0f} % of the register"
         return f"{filled}, proved bounds {100 * proved / limit:.0f} %"
 
-    def _reach(self, node: Node, module: Module, found: Mapping[str, Ranges], shift: int | Array) -> Interval | None:
-        """Proved bounds of the sum of all frames in 2^r; None where its register may saturate on the way."""
-        if self.r == "data":
-            return None
-        read = found[node.operands[0]]
-        return frame_bounds(read.first, read.rest, weights("bits", module.operand_types(node)[0].steps), shift)[0]
-
     def _divides(self, op: NeuronStem, r: int, x: Tensor, held: Interval, z: Interval | None) -> NDArray[np.bool_]:
         """Whether a divisor within the limit stands for the law at r, channel by channel, and the state holds it."""
         channels, limit = x.shape[0], 2 ** (self.bits - 1) - 1
@@ -242,7 +237,7 @@ class _Walk:
     rewriter: Rewriter
     context: Context
     chosen: Mapping[str, Integers]
-    sums: Mapping[str, Interval | None]
+    sums: Mapping[str, Interval]
     room: Mapping[str, str]
     behind: dict[str, int] = attrs.field(factory=dict)
     """Scaled integers of the old module, and how many frames were summed."""
@@ -343,6 +338,12 @@ class _Walk:
 def _accumulates(node: Node, module: Module) -> bool:
     (type_, *_) = module.operand_types(node)
     return isinstance(node.op, (NeuronStem, Integrate)) and type_.train is not None and type_.train.code == "bits"
+
+
+def _ends(node: Node, module: Module, found: Mapping[str, Ranges], shift: int | Array) -> tuple[Interval, Interval]:
+    """Proved bounds of the state in 2^r: after all frames, and after any number."""
+    read = found[node.operands[0]]
+    return frame_bounds(read.first, read.rest, weights("bits", module.operand_types(node)[0].steps), shift)
 
 
 def _shift(by: Integers) -> int | Array:
